@@ -1,0 +1,3 @@
+"""Lesion network mapping with Nipype."""
+
+__version__ = "0.1.0.dev0"

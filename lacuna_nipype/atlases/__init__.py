@@ -1,0 +1,1 @@
+"""Parcellations: labels, spaces and where they come from."""

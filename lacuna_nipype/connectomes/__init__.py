@@ -1,0 +1,1 @@
+"""Functional and structural connectomes on disk."""

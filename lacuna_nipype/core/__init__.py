@@ -1,0 +1,1 @@
+"""Pure numerics on arrays, affines and plain values; no nipype, no network."""

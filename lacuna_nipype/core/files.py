@@ -1,0 +1,69 @@
+"""Local files written so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside the target, moved over it when the block succeeds.
+
+    Parameters
+    ----------
+    target : path-like
+        Final path. Its folder is created when missing.
+
+    Yields
+    ------
+    pathlib.Path
+        Path with the same suffixes as the target (so that writers which look at the extension
+        behave), in the same folder. It is removed when the block raises.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(target.suffixes[-2:]) if target.name.endswith(".gz") else target.suffix
+    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=suffix, dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; results are as readable as any file the user creates.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(target: str | os.PathLike[str], content: Any) -> Path:
+    """Write JSON atomically; NaN and infinity are refused because JSON has neither.
+
+    Parameters
+    ----------
+    target : path-like
+        File to write.
+    content : object
+        Anything :func:`json.dumps` takes.
+
+    Returns
+    -------
+    pathlib.Path
+        The target.
+
+    Raises
+    ------
+    ValueError
+        The content holds NaN or infinity.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(target)

@@ -1,0 +1,1 @@
+"""Specifications shipped with the package."""

@@ -1,0 +1,1 @@
+"""Resources and plugins: how a graph is run."""

@@ -1,0 +1,1 @@
+"""Lesion masks in, derivatives out."""
