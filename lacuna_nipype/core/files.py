@@ -8,7 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -67,3 +70,21 @@ def write_json(target: str | os.PathLike[str], content: Any) -> Path:
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(target)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> Path:
+    """Write a table: tabs, ``n/a`` for missing values, ten significant digits, atomically.
+
+    Parameters
+    ----------
+    path : Path
+    table : DataFrame
+        The index is not written.
+
+    Returns
+    -------
+    Path
+    """
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, na_rep="n/a", float_format="%.10g")
+    return path

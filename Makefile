@@ -1,0 +1,53 @@
+# What each target needs is set up by the target itself, once. PYTHON=... names the interpreter,
+# PYTEST_ARGS=... goes to pytest.
+
+PYTHON ?=
+PYTEST_ARGS ?=
+export PYTHON
+
+venv := .venv/bin
+export PATH := $(CURDIR)/$(venv):$(PATH)
+
+demo := demo
+tutorial := $(demo)/tutorial
+structural = $(if $(shell ls .venv/lacuna-setup/mrtrix3 2>/dev/null), \
+	--structural-connectome $(tutorial)/connectomes/structural/demo.tck)
+
+.DEFAULT_GOAL := help
+.PHONY: help environment demo test lint clean
+
+help:
+	@echo "make demo    write a small data set, run the participant level on it, name the results"
+	@echo "make test    run the test suite (PYTEST_ARGS='-k masks' selects)"
+	@echo "make lint    ruff, mypy and codespell"
+	@echo "make clean   remove the environment, the demonstration and caches"
+
+environment:
+	@scripts/setup-environment.sh test
+
+demo: $(tutorial)/.complete
+	$(venv)/lacuna-nipype $(tutorial)/bids $(demo)/derivatives participant \
+		--functional-connectome $(tutorial)/connectomes/functional $(structural) \
+		--parcel-atlases Demo --plugin MultiProc -w $(demo)/work
+	@$(if $(structural),,echo "Structural disconnection was left out: MRtrix3 is not installed.")
+	@echo "Results: $(CURDIR)/$(demo)/derivatives"
+
+# The file says that the data set was written to its end; one that was cut short is written again.
+$(tutorial)/.complete: | environment
+	rm -rf $(tutorial)
+	$(venv)/lacuna-nipype tutorial $(tutorial)
+	@touch $@
+
+test: environment
+	$(venv)/python -m pytest $(PYTEST_ARGS)
+
+lint:
+	@scripts/setup-environment.sh lint
+	$(venv)/ruff check .
+	$(venv)/ruff format --check .
+	$(venv)/mypy
+	$(venv)/codespell *.md *.cff *.toml *.cfg Makefile .ci/run scripts lacuna_nipype tests
+
+clean:
+	rm -rf .venv $(demo) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find lacuna_nipype tests -name __pycache__ -type d -prune -exec rm -rf {} +

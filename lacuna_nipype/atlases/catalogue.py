@@ -1,0 +1,197 @@
+"""Which atlases a run can use: given on the command line, or found in BIDS datasets."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lacuna_nipype.atlases.parcels import load_parcels, open_atlas
+from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.spaces import canonical_space, check_declared_space, same_space
+
+IMAGE_ENDINGS = ("_dseg.nii.gz", "_dseg.nii", "_probseg.nii.gz", "_probseg.nii")
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """An atlas on disk.
+
+    Parameters
+    ----------
+    id : str
+        Name that selects it, unique within a run.
+    image, labels : Path
+        NIfTI image and file of names.
+    space : str
+        TemplateFlow name of its space.
+    atlas : str
+        Value of the ``atlas`` entity in output names.
+    segmentation, scale : str or None
+        Values of the ``seg`` and ``scale`` entities.
+    """
+
+    id: str
+    image: Path
+    labels: Path
+    space: str
+    atlas: str
+    segmentation: str | None = None
+    scale: str | None = None
+
+    @property
+    def entities(self) -> dict[str, str]:
+        """BIDS entities that identify the atlas in output names."""
+        pairs = {"atlas": self.atlas, "segmentation": self.segmentation, "scale": self.scale}
+        return {key: value for key, value in pairs.items() if value}
+
+
+def custom_atlas(name: str, image: Path, labels: Path, space: str) -> Atlas:
+    """Atlas of the ``--custom-parcellation`` option.
+
+    Parameters
+    ----------
+    name : str
+        Any text with letters or digits; output names use those of it.
+    image, labels : Path
+    space : str
+        Name or alias of a standard space.
+
+    Returns
+    -------
+    Atlas
+
+    Raises
+    ------
+    ValidationError
+        The name has no letter or digit, or the space is unknown.
+    """
+    entity = "".join(
+        character for character in name if character.isascii() and character.isalnum()
+    )
+    if not entity:
+        raise ValidationError(f"Atlas name {name!r} has no letter or digit to name files with.")
+    return Atlas(name, image, labels, canonical_space(space), entity)
+
+
+def find_bids_atlases(root: Path) -> list[Atlas]:
+    """List the atlases that a BIDS dataset carries in its ``tpl-*`` folders.
+
+    Parameters
+    ----------
+    root : Path
+        Dataset folder. Atlases are images named ``tpl-<space>_atlas-<name>[_seg-<>][_scale-<>]
+        [_res-<>]_dseg|probseg`` with a ``.tsv`` of the same stem.
+
+    Returns
+    -------
+    list of Atlas
+        One per image, in name order; images in an unsupported space or without a table are left
+        out. The id is the atlas name, with ``seg`` and ``scale`` where one name has several.
+    """
+    found = []
+    for path in sorted(root.glob("tpl-*/**/tpl-*_atlas-*")):
+        ending = next((e for e in IMAGE_ENDINGS if path.name.endswith(e)), None)
+        if ending is None:
+            continue
+        labels = path.with_name(path.name[: -len(ending)] + ending.split(".")[0] + ".tsv")
+        parts = dict(part.split("-", 1) for part in path.name[: -len(ending)].split("_"))
+        try:
+            space = canonical_space(parts["tpl"])
+        except ValidationError:
+            continue
+        if labels.is_file():
+            atlas, segmentation, scale = parts["atlas"], parts.get("seg"), parts.get("scale")
+            found.append(Atlas(atlas, path, labels, space, atlas, segmentation, scale))
+    return [_with_unique_id(atlas, found) for atlas in found]
+
+
+def _with_unique_id(atlas: Atlas, everything: Sequence[Atlas]) -> Atlas:
+    variants = {
+        (other.segmentation, other.scale) for other in everything if other.atlas == atlas.atlas
+    }
+    if len(variants) == 1:
+        return atlas
+    full = atlas.atlas + "".join(
+        f"_{key}-{value}"
+        for key, value in (("seg", atlas.segmentation), ("scale", atlas.scale))
+        if value
+    )
+    return Atlas(
+        full, atlas.image, atlas.labels, atlas.space, atlas.atlas, atlas.segmentation, atlas.scale
+    )
+
+
+def select_atlases(ids: Iterable[str], available: Sequence[Atlas], space: str) -> list[Atlas]:
+    """Pick atlases by id.
+
+    Parameters
+    ----------
+    ids : iterable of str
+        Requested ids; case is ignored.
+    available : sequence of Atlas
+        Everything that was found.
+    space : str
+        Space of the run: an atlas that exists in several spaces or resolutions is taken from
+        this one, at its finest voxels.
+
+    Returns
+    -------
+    list of Atlas
+        In the order asked for, each once.
+
+    Raises
+    ------
+    ValidationError
+        An id is unknown; the message lists what there is, nearest first.
+    """
+    chosen: dict[str, Atlas] = {}
+    known = sorted({atlas.id for atlas in available})
+    for wanted in ids:
+        matches = [atlas for atlas in available if atlas.id.lower() == wanted.lower()]
+        if not matches:
+            lower = {name.lower(): name for name in known}
+            near = [lower[n] for n in difflib.get_close_matches(wanted.lower(), lower, n=3)]
+            offer = near or known
+            raise ValidationError(
+                f"Atlas {wanted!r} is not known; "
+                + (f"there is {', '.join(offer)}, and " if offer else "")
+                + "--custom-parcellation NAME NIFTI LABELS SPACE takes any other."
+            )
+        inside = [atlas for atlas in matches if same_space(atlas.space, space)] or matches
+        best = min(inside, key=lambda atlas: open_atlas(atlas.image)[1].voxel_volume_ml)
+        chosen.setdefault(best.id, best)
+    return list(chosen.values())
+
+
+def check_atlas(atlas: Atlas) -> None:
+    """Check an atlas before a run: image and labels readable and in accord, space plausible.
+
+    Parameters
+    ----------
+    atlas : Atlas
+
+    Raises
+    ------
+    ValidationError
+        Image or labels cannot be used.
+    SpatialMismatchError
+        The grid contradicts the declared space.
+    """
+    _, grid, _ = open_atlas(atlas.image)
+    check_declared_space(atlas.space, grid, f"Atlas image {atlas.image}")
+    load_parcels(atlas.image, atlas.labels)
+
+
+def atlas_description(atlas: Atlas) -> dict[str, str]:
+    """Describe an atlas for sidecars: name, file, and licence and citation where it has them."""
+    described = {"Name": atlas.id, "Image": atlas.image.name, "SpaceName": atlas.space}
+    sidecar = atlas.labels.with_suffix(".json")
+    if sidecar.is_file() and sidecar != atlas.labels:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        for key in ("License", "Citation", "ReferencesAndLinks"):
+            if content.get(key):
+                described[key] = content[key]
+    return described

@@ -1,0 +1,88 @@
+"""Files that name the regions of an atlas."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lacuna_nipype.core.exceptions import ValidationError
+
+
+@dataclass(frozen=True)
+class RegionName:
+    """A region's number and name."""
+
+    index: int
+    name: str
+
+
+def read_labels(path: Path) -> list[RegionName]:
+    """Read the names of an atlas's regions.
+
+    Parameters
+    ----------
+    path : Path
+        One of: a table with a header and the columns ``index`` and ``name``, separated by tabs
+        (``.tsv``) or commas (``.csv``); ``number name`` on each line; one name on each line,
+        the first being region 1. Empty lines and lines that start with ``#`` are skipped.
+
+    Returns
+    -------
+    list of RegionName
+        In the file's order; number 0 (background) left out.
+
+    Raises
+    ------
+    ValidationError
+        The file is missing, not text, empty, or has doubled numbers or names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ValidationError(f"Labels file {path} does not exist.") from error
+    except UnicodeDecodeError as error:
+        raise ValidationError(f"Labels file {path} is not a text file (UTF-8).") from error
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not lines:
+        raise ValidationError(f"Labels file {path} names no region.")
+    if path.suffix.lower() in (".tsv", ".csv"):
+        regions = _from_table(lines, path)
+    else:
+        regions = _from_lines([line.strip() for line in lines])
+    regions = [region for region in regions if region.index != 0]
+    for what in ("index", "name"):
+        counts = Counter(getattr(region, what) for region in regions)
+        doubled = [str(value) for value, count in counts.items() if count > 1]
+        if doubled:
+            raise ValidationError(
+                f"Labels file {path} uses the {what} {', '.join(doubled[:5])} more than once."
+            )
+    return regions
+
+
+def _from_table(lines: Sequence[str], path: Path) -> list[RegionName]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    rows = list(csv.DictReader(lines, delimiter=delimiter))
+    header = rows[0].keys() if rows else lines[0].split(delimiter)
+    if not {"index", "name"} <= set(header):
+        raise ValidationError(f"Labels file {path} lacks the columns index and name.")
+    regions = []
+    for row in rows:
+        number, name = (row["index"] or "").strip(), (row["name"] or "").strip()
+        if not number.lstrip("+-").isdigit() or not name:
+            raise ValidationError(
+                f"Labels file {path} has a row with index {number!r} and name {name!r}; "
+                "the index is a whole number and the name is not empty."
+            )
+        regions.append(RegionName(int(number), name))
+    return regions
+
+
+def _from_lines(lines: Sequence[str]) -> list[RegionName]:
+    parts = [line.split(maxsplit=1) for line in lines]
+    if all(len(part) == 2 and part[0].isdigit() for part in parts):
+        return [RegionName(int(number), name.strip()) for number, name in parts]
+    return [RegionName(number, line) for number, line in enumerate(lines, start=1)]

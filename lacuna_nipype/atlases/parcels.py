@@ -1,0 +1,202 @@
+"""From an atlas on disk to sparse region weights on a grid."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nb
+import numpy as np
+import scipy.sparse as sp
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from lacuna_nipype.atlases.labels import RegionName, read_labels
+from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import atomic_path
+from lacuna_nipype.core.parcels import Parcels, integer_labels, labelled_weights
+from lacuna_nipype.core.resampling import resample_linear, resample_nearest
+from lacuna_nipype.core.spaces import Grid
+
+
+def open_atlas(path: Path) -> tuple[nb.Nifti1Image, Grid, int]:
+    """Open an atlas image without reading its voxels.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI image: 3D (labels) or 4D (one probability map or binary volume per region).
+
+    Returns
+    -------
+    image : nibabel image
+        Keeps its file open, so that volumes read in order are inflated once.
+    grid : Grid
+    n_volumes : int
+        0 for a labelled atlas.
+
+    Raises
+    ------
+    ValidationError
+        The file is missing or no NIfTI image of three or four dimensions.
+    """
+    try:
+        image = nb.load(path, keep_file_open=True)
+    except FileNotFoundError as error:
+        raise ValidationError(f"Atlas image {path} does not exist.") from error
+    except (ImageFileError, OSError, EOFError, zlib.error) as error:
+        raise ValidationError(f"Atlas image {path} is not a readable NIfTI image.") from error
+    shape = image.shape
+    if len(shape) == 4 and shape[3] == 1:
+        shape = shape[:3]
+    if len(shape) not in (3, 4):
+        raise ValidationError(f"Atlas image {path} has {len(shape)} dimensions, not 3 or 4.")
+    grid = Grid.make(shape[:3], image.affine)
+    return image, grid, shape[3] if len(shape) == 4 else 0
+
+
+def _read(image: nb.Nifti1Image, path: Path, volume: int | None = None) -> NDArray[Any]:
+    try:
+        if volume is None:
+            return np.asanyarray(image.dataobj).reshape(image.shape[:3])
+        return np.asanyarray(image.dataobj[..., volume])
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValidationError(
+            f"Atlas image {path} is damaged or truncated; copy it again."
+        ) from error
+
+
+def _match_labels(
+    regions: Sequence[RegionName], present: NDArray[np.int64], image: Path, labels: Path
+) -> list[RegionName]:
+    named = {region.index for region in regions}
+    unnamed = [str(label) for label in present if label not in named]
+    if unnamed:
+        raise ValidationError(
+            f"Labels file {labels} has {len(regions)} names but leaves {len(unnamed)} of the "
+            f"{len(present)} labels of {image} without one: {', '.join(unnamed[:10])}"
+            f"{', ...' if len(unnamed) > 10 else ''}."
+        )
+    in_image = set(present.tolist())
+    return [region for region in regions if region.index in in_image]
+
+
+def load_parcels(image_path: Path, labels_path: Path, target: Grid | None = None) -> Parcels:
+    """Read an atlas and bring it to a grid of the same space.
+
+    Parameters
+    ----------
+    image_path : Path
+        3D labels (nearest neighbour when resampled; values at or below 0 are background) or 4D
+        volumes (trilinear when resampled).
+    labels_path : Path
+        Names, see :func:`lacuna_nipype.atlases.labels.read_labels`. The rows of the result keep
+        the order of this file; names without a voxel in the image are left out.
+    target : Grid, optional
+        Grid to bring the atlas to; its own when left out. A region that vanishes on the way
+        keeps its row.
+
+    Returns
+    -------
+    Parcels
+
+    Raises
+    ------
+    ValidationError
+        Image or labels are unreadable, or a label of the image has no name.
+    """
+    image, grid, n_volumes = open_atlas(image_path)
+    names = read_labels(labels_path)
+    out = grid if target is None else target
+    if n_volumes:
+        regions = _match_volumes(names, n_volumes, image_path, labels_path)
+        weights = sp.vstack(list(_volume_rows(image, image_path, n_volumes, grid, out)), "csr")
+    else:
+        labels = integer_labels(_read(image, image_path), f"Atlas image {image_path}")
+        present = np.unique(labels[labels > 0])
+        if len(present) == 0:
+            raise ValidationError(f"Atlas image {image_path} has no label above zero.")
+        regions = _match_labels(names, present, image_path, labels_path)
+        index = np.array([region.index for region in regions], dtype=np.int64)
+        weights = labelled_weights(resample_nearest(labels, grid, out), index)
+    return Parcels(
+        out,
+        np.array([region.index for region in regions], dtype=np.int64),
+        tuple(region.name for region in regions),
+        sp.csr_array(weights),
+    )
+
+
+def _match_volumes(
+    names: Sequence[RegionName], n_volumes: int, image: Path, labels: Path
+) -> list[RegionName]:
+    if len(names) != n_volumes:
+        raise ValidationError(
+            f"Labels file {labels} has {len(names)} names for the {n_volumes} volumes of {image}."
+        )
+    # Volumes follow the order of the numbers, not the order in which the file lists them.
+    return sorted(names, key=lambda region: region.index)
+
+
+def _volume_rows(
+    image: nb.Nifti1Image, path: Path, n_volumes: int, grid: Grid, out: Grid
+) -> Iterator[sp.csr_array]:
+    """One sparse row per volume: only one volume is in memory at a time."""
+    for volume in range(n_volumes):
+        data = _read(image, path, volume).astype(np.float32, copy=False)
+        data = np.where(np.isfinite(data), data, 0)
+        if data.min() < 0:
+            raise ValidationError(
+                f"Atlas image {path} has negative values in volume {volume + 1}; "
+                "probabilities are zero or more."
+            )
+        flat = (data if out is grid else resample_linear(data, grid, out)).ravel()
+        voxels = np.flatnonzero(flat)
+        yield sp.csr_array(
+            (flat[voxels], voxels, np.array([0, len(voxels)])), shape=(1, flat.size)
+        )
+
+
+def save_parcels(parcels: Parcels, path: Path) -> Path:
+    """Write region weights to an ``.npz`` file that :func:`read_parcels` reads in milliseconds.
+
+    Parameters
+    ----------
+    parcels : Parcels
+    path : Path
+        Target, ending in ``.npz``; written atomically.
+
+    Returns
+    -------
+    Path
+    """
+    meta = {
+        "shape": list(parcels.grid.shape),
+        "affine": parcels.grid.affine.tolist(),
+        "names": list(parcels.names),
+    }
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez(
+            stream,
+            meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
+            index=parcels.index,
+            data=parcels.weights.data.astype(np.float32),
+            indices=parcels.weights.indices,
+            indptr=parcels.weights.indptr,
+        )
+    return path
+
+
+def read_parcels(path: Path) -> Parcels:
+    """Read what :func:`save_parcels` wrote."""
+    with np.load(path, allow_pickle=False) as archive:
+        meta = json.loads(archive["meta"].tobytes())
+        grid = Grid.make(meta["shape"], meta["affine"])
+        weights = sp.csr_array(
+            (archive["data"], archive["indices"], archive["indptr"]),
+            shape=(len(meta["names"]), int(np.prod(grid.shape))),
+        )
+        return Parcels(grid, archive["index"], tuple(meta["names"]), weights)

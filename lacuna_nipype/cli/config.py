@@ -1,0 +1,77 @@
+"""What a run was asked to do: one frozen record, written to the log folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Arguments of a participant run after parsing; fields are named like the flags.
+
+    Parameters
+    ----------
+    bids_dir, output_dir, work_dir : Path
+        Absolute.
+    analysis_level : str
+    participant_label, session_label : tuple of str
+        Without ``sub-`` and ``ses-``; empty for all.
+    derivatives : tuple of (str, Path)
+    bids_filter_file : Path or None
+    pattern, mask_space : str or None
+    on_empty : str
+    analysis : tuple of str
+        Empty: every analysis whose inputs are given.
+    functional_connectome, structural_connectome : Path or None
+    functional_space, structural_space : str or None
+    parcel_atlases : tuple of str
+    custom_parcellation : tuple of (name, image, labels, space)
+    plugin : str
+    nprocs, omp_nthreads : int
+    memory_gb : float
+    stop_on_first_crash, dry_run : bool
+    verbose : int
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    analysis_level: str
+    work_dir: Path
+    nprocs: int
+    omp_nthreads: int
+    memory_gb: float
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    derivatives: tuple[tuple[str, Path], ...] = ()
+    bids_filter_file: Path | None = None
+    pattern: str | None = None
+    mask_space: str | None = None
+    on_empty: str = "warn"
+    analysis: tuple[str, ...] = ()
+    functional_connectome: Path | None = None
+    structural_connectome: Path | None = None
+    functional_space: str | None = None
+    structural_space: str | None = None
+    parcel_atlases: tuple[str, ...] = ()
+    custom_parcellation: tuple[tuple[str, Path, Path, str], ...] = ()
+    plugin: str = "MultiProc"
+    stop_on_first_crash: bool = False
+    dry_run: bool = False
+    verbose: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,51 @@
+"""Entry point: the first word decides which command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = ("tutorial",)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Words after the program's name. A dataset folder that is called like a command is
+        written with its path, such as ``./tutorial``.
+
+    Returns
+    -------
+    int
+        Exit code: 0 all done, 1 some participant or step failed, 2 usage, 70 the graph could
+        not be built, 127 an external program is missing.
+    """
+    # Nipype would otherwise ask a server for its newest version.
+    os.environ.setdefault("NIPYPE_NO_ET", "1")
+    if argv and argv[0] == "tutorial":
+        from lacuna_nipype.cli.tutorial import main as tutorial
+
+        return tutorial(list(argv[1:]))
+    from lacuna_nipype.cli.parser import parse_config
+
+    try:
+        config = parse_config(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    from lacuna_nipype.cli.participant import run_participant_level
+
+    return run_participant_level(config, argv)
+
+
+def run_from_command_line() -> None:
+    """Run the command that was typed and leave with its exit code."""
+    try:
+        code = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; run again with the same work folder to continue.\n")
+        code = 130
+    sys.exit(code)

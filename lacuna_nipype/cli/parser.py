@@ -1,0 +1,293 @@
+"""Arguments of ``lacuna-nipype BIDS_DIR OUT_DIR participant``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lacuna_nipype import __version__
+from lacuna_nipype.cli.config import RunConfig
+
+ANALYSES = ("rd", "fnm", "snm")
+PLUGINS = ("Linear", "MultiProc")
+
+DESCRIPTION = """\
+Lesion network mapping: which regions a lesion hits (rd), which functional network
+it is connected to (fnm), which white-matter connections it cuts (snm)."""
+
+EPILOG = """\
+other commands:
+  lacuna-nipype tutorial DIR    write a demonstration dataset and the command to run on it
+
+exit codes:
+  0 all done   1 some participant or step failed   2 usage   70 the graph could not be built
+  127 an external program is missing"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Accepts ``-`` and ``_`` alike in long flags, and ends every error with its reason."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args([_with_dashes(word) for word in words], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(2, f"lacuna-nipype: {message}\n")
+
+
+def _with_dashes(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def _label(prefix: str):
+    def strip(text: str) -> str:
+        label = text.removeprefix(prefix)
+        if not label:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a label")
+        return label
+
+    return strip
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _memory(text: str) -> float:
+    from lacuna_nipype.core.exceptions import ValidationError
+    from lacuna_nipype.execution.resources import parse_memory
+
+    try:
+        return parse_memory(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _existing(text: str) -> Path:
+    path = _absolute(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{text} does not exist")
+    return path
+
+
+def _absolute(text: str) -> Path:
+    # Not resolve(): datasets under datalad are links whose names matter.
+    return Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, equals, location = text.partition("=")
+    if not equals:
+        path = _existing(text)
+        return path.name or "derivatives", path
+    return name, _existing(location)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser; light enough for ``--help`` on any login node."""
+    parser = _Parser(
+        prog="lacuna-nipype",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "bids_dir", type=_existing, help="BIDS dataset with lesion masks, or a single NIfTI mask"
+    )
+    parser.add_argument("output_dir", type=_absolute, help="folder for the derivatives")
+    parser.add_argument(
+        "analysis_level", choices=["participant"], help="each participant on its own"
+    )
+    parser.add_argument("--version", action="version", version=f"lacuna-nipype {__version__}")
+    _add_mask_options(parser.add_argument_group("Options for choosing masks"))
+    _add_analysis_options(parser.add_argument_group("Options for analyses"))
+    _add_run_options(parser.add_argument_group("Options for running"))
+    return parser
+
+
+def _add_mask_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--participant-label", nargs="+", type=_label("sub-"), default=[], metavar="LABEL",
+        help="participants to process, with or without sub- (default: all)",
+    )  # fmt: skip
+    group.add_argument(
+        "--session-label", nargs="+", type=_label("ses-"), default=[], metavar="LABEL",
+        help="sessions to process, with or without ses- (default: all)",
+    )  # fmt: skip
+    group.add_argument(
+        "-d", "--derivatives", nargs="+", type=_named_path, default=[], metavar="[NAME=]PATH",
+        help="derivatives datasets to look for masks and atlases in",
+    )  # fmt: skip
+    group.add_argument(
+        "--pattern", metavar="GLOB", help="only masks whose file name fits, such as '*acute*'"
+    )
+    group.add_argument(
+        "--bids-filter-file", type=_existing, metavar="FILE",
+        help='JSON with entities of the masks under the key "lesion"',
+    )  # fmt: skip
+    group.add_argument(
+        "--mask-space", metavar="SPACE",
+        help="standard space of the masks where names and sidecars do not say, or say it wrongly",
+    )  # fmt: skip
+    group.add_argument(
+        "--on-empty", choices=["warn", "skip", "error"], default="warn",
+        help="masks without a voxel in the brain: zeros and a warning, leave out, or fail "
+        "(default: warn)",
+    )  # fmt: skip
+
+
+def _add_analysis_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--analysis", nargs="+", choices=ANALYSES, default=[], metavar="{rd,fnm,snm}",
+        help="what to compute (default: every analysis whose inputs are given)",
+    )  # fmt: skip
+    group.add_argument(
+        "--functional-connectome", type=_existing, metavar="PATH",
+        help="HDF5 file, or folder of HDF5 files, of a normative resting-state connectome",
+    )  # fmt: skip
+    group.add_argument(
+        "--structural-connectome", type=_existing, metavar="PATH",
+        help="normative tractogram, .tck",
+    )  # fmt: skip
+    group.add_argument(
+        "--functional-space", metavar="SPACE", help="its space, where the files do not say"
+    )
+    group.add_argument(
+        "--structural-space", metavar="SPACE", help="its space, where its JSON does not say"
+    )
+    group.add_argument(
+        "--parcel-atlases", nargs="+", default=[], metavar="ATLAS",
+        help="ids of atlases that the dataset or a derivatives dataset carries (tpl-* folders)",
+    )  # fmt: skip
+    group.add_argument(
+        "--custom-parcellation", nargs=4, action="append", default=[],
+        metavar=("NAME", "NIFTI", "LABELS", "SPACE"),
+        help="an atlas of your own; may be repeated",
+    )  # fmt: skip
+
+
+def _add_run_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--plugin", choices=PLUGINS, default="MultiProc",
+        help="how nipype runs the steps: one after another, or several at once "
+        "(default: MultiProc)",
+    )  # fmt: skip
+    group.add_argument(
+        "--nprocs", "--nthreads", "--n-cpus", type=_positive, metavar="N",
+        help="processors to use (default: all that are allowed)",
+    )  # fmt: skip
+    group.add_argument(
+        "--omp-nthreads", type=_positive, metavar="N",
+        help="threads of one step (default: processors shared out over connectome files)",
+    )  # fmt: skip
+    group.add_argument(
+        "--mem", "--mem-mb", type=_memory, metavar="SIZE", dest="memory_gb",
+        help="memory to stay under, as 16G; a bare number is MB (default: 90 %% of what is free)",
+    )  # fmt: skip
+    group.add_argument(
+        "-w", "--work-dir", type=_absolute, default=_absolute("work"), metavar="DIR",
+        help="intermediate results; run again with the same folder to continue (default: ./work)",
+    )  # fmt: skip
+    group.add_argument(
+        "--dry-run", action="store_true", help="build the graph, list steps and outputs, run none"
+    )
+    group.add_argument(
+        "--stop-on-first-crash", action="store_true", help="end the run at the first failing step"
+    )
+    group.add_argument(
+        "-v", "--verbose", action="count", default=0, help="more log on the terminal; -vv for all"
+    )
+
+
+def parse_config(argv: Sequence[str]) -> RunConfig:
+    """Parse and cross-check arguments.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Words after the command's name.
+
+    Returns
+    -------
+    RunConfig
+
+    Raises
+    ------
+    SystemExit
+        With code 2 and one sentence, for a mistake in the arguments.
+    """
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
+    problem = _find_problem(options)
+    if problem:
+        parser.error(problem)
+    _fill_resources(options)
+    custom = [
+        (name, _absolute(image), _absolute(labels), space)
+        for name, image, labels, space in options.pop("custom_parcellation")
+    ]
+    lists = ("participant_label", "session_label", "derivatives", "analysis", "parcel_atlases")
+    for key in lists:
+        options[key] = tuple(dict.fromkeys(options[key]))
+    return RunConfig(custom_parcellation=tuple(custom), **options)
+
+
+def _fill_resources(options: dict) -> None:
+    from lacuna_nipype.execution.resources import available_memory_gb, available_processors
+
+    options["nprocs"] = options["nprocs"] or available_processors()
+    options["omp_nthreads"] = options["omp_nthreads"] or 0
+    options["memory_gb"] = options["memory_gb"] or max(0.5, round(available_memory_gb(), 3))
+
+
+def _find_problem(options: dict) -> str | None:
+    """Say what is wrong between the arguments, or None."""
+    bids_dir, output_dir, work_dir = (
+        Path(os.path.realpath(options[key])) for key in ("bids_dir", "output_dir", "work_dir")
+    )
+    home = bids_dir if bids_dir.is_dir() else None
+    if home and output_dir == home:
+        return f"the output folder is the BIDS folder itself ({home}); choose another"
+    if (
+        home
+        and output_dir.is_relative_to(home)
+        and not output_dir.is_relative_to(home / "derivatives")
+    ):
+        return (
+            f"the output folder {output_dir} lies inside the BIDS folder; choose one outside, "
+            f"or {home / 'derivatives' / 'lacuna-nipype'}"
+        )
+    if home and work_dir.is_relative_to(home):
+        return f"the work folder {work_dir} lies inside the BIDS folder; set another with -w"
+    if work_dir == output_dir or output_dir.is_relative_to(work_dir):
+        return f"the work folder {work_dir} holds the output folder; set another with -w"
+    asked = options["analysis"]
+    atlases = options["parcel_atlases"] or options["custom_parcellation"]
+    needs = {
+        "rd": (atlases, "--parcel-atlases or --custom-parcellation"),
+        "fnm": (options["functional_connectome"], "--functional-connectome"),
+        "snm": (options["structural_connectome"], "--structural-connectome"),
+    }
+    for analysis in asked:
+        if not needs[analysis][0]:
+            return f"--analysis {analysis} needs {needs[analysis][1]}"
+    if not asked and not any(given for given, _ in needs.values()):
+        return (
+            "nothing to compute: give --parcel-atlases or --custom-parcellation (rd), "
+            "--functional-connectome (fnm) or --structural-connectome (snm)"
+        )
+    names = [words[0].lower() for words in options["custom_parcellation"]]
+    if len(names) != len(set(names)):
+        return "two --custom-parcellation have one name"
+    return None

@@ -1,0 +1,340 @@
+"""Functional connectomes in Lacuna's HDF5 layout: a file, or a folder of batch files.
+
+Each file holds ``timeseries`` (subjects, timepoints, voxels), ``mask_indices`` (3, voxels) or
+(voxels, 3), ``mask_affine`` (4, 4) and the attribute ``mask_shape``. Files are opened inside the
+function that reads them, read-only and without a lock, and never handed on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
+from lacuna_nipype.core.masks import check_affine
+from lacuna_nipype.core.spaces import Grid, canonical_space, check_declared_space
+
+SUFFIXES = (".h5", ".hdf5")
+MINIMUM_TIMEPOINTS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class ConnectomeFile:
+    """Header of one HDF5 file of a connectome.
+
+    Parameters
+    ----------
+    path : Path
+    n_subjects, n_timepoints : int
+    grid : Grid
+        Volume that the brain voxels are taken from.
+    voxels : array, shape (3, n_voxels), int64
+        Array indices of the brain voxels in the grid, in the order of the series.
+    space : str or None
+        Space the file's attributes declare, in TemplateFlow's name.
+    subject_chunk : int
+        Subjects that HDF5 stores together (1 where they can be read one at a time).
+    """
+
+    path: Path
+    n_subjects: int
+    n_timepoints: int
+    grid: Grid
+    voxels: NDArray[np.int64]
+    space: str | None
+    subject_chunk: int
+
+    @property
+    def n_voxels(self) -> int:
+        """Number of brain voxels."""
+        return int(self.voxels.shape[1])
+
+    @property
+    def mask_digest(self) -> str:
+        """Fingerprint of grid and voxel order: equal for files that belong together."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(np.asarray(self.grid.shape, dtype="<i8").tobytes())
+        digest.update(np.round(self.grid.affine, 3).astype("<f8").tobytes())
+        digest.update(np.ascontiguousarray(self.voxels, dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionalConnectome:
+    """A checked connectome: files that agree on mask and grid.
+
+    Parameters
+    ----------
+    files : tuple of ConnectomeFile
+        In name order.
+    space : str
+        TemplateFlow name of the space.
+    """
+
+    files: tuple[ConnectomeFile, ...]
+    space: str
+
+    @property
+    def paths(self) -> list[Path]:
+        """Paths of the files, in name order."""
+        return [file.path for file in self.files]
+
+    @property
+    def n_subjects(self) -> int:
+        """Subjects in all files together."""
+        return sum(file.n_subjects for file in self.files)
+
+    @property
+    def grid(self) -> Grid:
+        """Volume grid shared by the files."""
+        return self.files[0].grid
+
+    @property
+    def n_voxels(self) -> int:
+        """Brain voxels shared by the files."""
+        return self.files[0].n_voxels
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Brain mask on the volume grid."""
+        mask = np.zeros(self.grid.shape, dtype=bool)
+        mask[tuple(self.files[0].voxels)] = True
+        return mask
+
+
+def _voxel_indices(
+    raw: NDArray[np.integer], shape: tuple[int, ...], name: str
+) -> NDArray[np.int64]:
+    """Bring ``mask_indices`` to (3, V); with V = 3 the mask's shape decides."""
+    if raw.ndim != 2 or 3 not in raw.shape:
+        raise ValidationError(
+            f"{name} has mask_indices of shape {raw.shape} where (3, voxels) is expected; "
+            "rebuild the connectome file."
+        )
+    layouts = [raw] if raw.shape[0] == 3 else []
+    if raw.shape[1] == 3:
+        layouts.append(raw.T)
+    for indices in layouts:
+        if np.all(indices.min(axis=1) >= 0) and np.all(indices.max(axis=1) < shape):
+            return np.ascontiguousarray(indices, dtype=np.int64)
+    raise ValidationError(
+        f"{name} has mask_indices outside its mask_shape {'x'.join(map(str, shape))}; "
+        "rebuild the connectome file."
+    )
+
+
+def _read_datasets(handle: h5py.File, name: str) -> tuple[h5py.Dataset, Grid, NDArray[np.int64]]:
+    missing = [
+        key
+        for key in ("timeseries", "mask_indices", "mask_affine")
+        if not isinstance(handle.get(key), h5py.Dataset)
+    ]
+    if "mask_shape" not in handle.attrs:
+        missing.append("mask_shape (attribute)")
+    if missing:
+        raise ValidationError(
+            f"{name} lacks {', '.join(missing)}; it is not a functional connectome in "
+            "Lacuna's HDF5 layout."
+        )
+    shape = tuple(int(n) for n in np.asarray(handle.attrs["mask_shape"]).ravel())
+    affine = np.asarray(handle["mask_affine"][()], dtype=np.float64)
+    if len(shape) != 3:
+        raise ValidationError(f"{name} has a mask_shape of {len(shape)} numbers, not three.")
+    check_affine(affine, name)
+    series = handle["timeseries"]
+    voxels = _voxel_indices(handle["mask_indices"][()], shape, name)
+    if series.ndim != 3 or series.dtype.kind != "f":
+        raise ValidationError(
+            f"{name} has timeseries of shape {series.shape} and type {series.dtype}; "
+            "(subjects, timepoints, voxels) in floating point is expected."
+        )
+    if series.shape[2] != voxels.shape[1]:
+        raise ValidationError(
+            f"{name} has series of {series.shape[2]} voxels but {voxels.shape[1]} mask_indices; "
+            "rebuild the connectome file."
+        )
+    return series, Grid.make(shape, affine), voxels
+
+
+def read_connectome_file(path: Path) -> ConnectomeFile:
+    """Read and check the header of one HDF5 file; the series stay on disk.
+
+    Parameters
+    ----------
+    path : Path
+        File in Lacuna's layout.
+
+    Returns
+    -------
+    ConnectomeFile
+
+    Raises
+    ------
+    ValidationError
+        The file cannot be opened (missing, truncated, not HDF5), lacks a dataset, holds shapes
+        that contradict each other, fewer than 10 time points, or no subject.
+    """
+    name = str(path)
+    try:
+        with h5py.File(path, "r", locking=False) as handle:
+            series, grid, voxels = _read_datasets(handle, name)
+            n_subjects, n_timepoints, _ = series.shape
+            chunk = series.chunks[0] if series.chunks else 1
+            declared = handle.attrs.get("space")
+            unique = np.unique(np.ravel_multi_index(tuple(voxels), grid.shape)).size
+    except OSError as error:
+        if not path.is_file():
+            raise ValidationError(f"{name} does not exist; check the connectome path.") from error
+        raise ValidationError(
+            f"{name} cannot be read as HDF5 ({_hdf5_reason(error)}); copy or build it again."
+        ) from error
+    if n_subjects < 1 or n_timepoints < MINIMUM_TIMEPOINTS:
+        raise ValidationError(
+            f"{name} holds {n_subjects} subjects of {n_timepoints} time points; at least one "
+            f"subject and {MINIMUM_TIMEPOINTS} time points are needed."
+        )
+    if unique != voxels.shape[1]:
+        raise ValidationError(f"{name} lists some mask_indices twice; rebuild the file.")
+    space = None
+    if declared is not None:
+        text = declared.decode() if isinstance(declared, bytes) else str(declared)
+        space = canonical_space(text) if text.strip() else None
+    return ConnectomeFile(path, n_subjects, n_timepoints, grid, voxels, space, chunk)
+
+
+def _hdf5_reason(error: OSError) -> str:
+    text = str(error).lower()
+    if "truncated" in text:
+        return "the file is truncated"
+    if "signature" in text:
+        return "it is no HDF5 file"
+    return "it is damaged"
+
+
+def connectome_paths(location: Path) -> list[Path]:
+    """List the HDF5 files of a connectome in name order.
+
+    Parameters
+    ----------
+    location : Path
+        A file, or a folder of ``*.h5`` / ``*.hdf5`` files.
+
+    Returns
+    -------
+    list of Path
+
+    Raises
+    ------
+    ValidationError
+        Nothing is there.
+    """
+    if location.is_dir():
+        paths = sorted(
+            path
+            for path in location.iterdir()
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        )
+        if not paths:
+            raise ValidationError(f"{location} holds no .h5 or .hdf5 file of a connectome.")
+        return paths
+    if not location.is_file():
+        raise ValidationError(f"{location} does not exist; check --functional-connectome.")
+    return [location]
+
+
+def _sidecar_space(location: Path) -> str | None:
+    """Space in a JSON beside the file, or of any name inside the folder."""
+    candidates = (
+        sorted(location.glob("*.json")) if location.is_dir() else [location.with_suffix(".json")]
+    )
+    for path in candidates:
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValidationError(f"{path} is not valid JSON; repair or remove it.") from error
+        if isinstance(content, dict) and content.get("Space"):
+            return canonical_space(str(content["Space"]))
+    return None
+
+
+def open_connectome(location: Path, space: str | None = None) -> FunctionalConnectome:
+    """Check all files of a functional connectome against each other.
+
+    Parameters
+    ----------
+    location : Path
+        File or folder.
+    space : str, optional
+        Space where the files do not say; it also overrides what they say.
+
+    Returns
+    -------
+    FunctionalConnectome
+
+    Raises
+    ------
+    ValidationError
+        A file is damaged, or nothing says which space the connectome is in.
+    SpatialMismatchError
+        Files disagree on mask, grid or space, or the space contradicts the grid.
+    """
+    files = tuple(read_connectome_file(path) for path in connectome_paths(location))
+    first = files[0]
+    for file in files[1:]:
+        if file.mask_digest != first.mask_digest:
+            raise SpatialMismatchError(
+                f"{file.path} and {first.path} disagree on the brain mask or its affine "
+                f"({file.n_voxels} and {first.n_voxels} voxels); they are not one connectome."
+            )
+        if file.space != first.space:
+            raise SpatialMismatchError(
+                f"{file.path} declares space {file.space} but {first.path} declares "
+                f"{first.space}; they are not one connectome."
+            )
+    declared = space or first.space or _sidecar_space(location)
+    if declared is None:
+        raise ValidationError(
+            f"{location} does not say which space it is in; add --functional-space SPACE."
+        )
+    return FunctionalConnectome(
+        files, check_declared_space(declared, first.grid, f"Functional connectome {location}")
+    )
+
+
+def iter_subjects(file: ConnectomeFile) -> Iterator[NDArray[np.floating]]:
+    """Read a file subject by subject.
+
+    Parameters
+    ----------
+    file : ConnectomeFile
+
+    Yields
+    ------
+    array, shape (n_timepoints, n_voxels), float32 or float64
+        Subjects that HDF5 compressed together are inflated once.
+
+    Raises
+    ------
+    ValidationError
+        A chunk cannot be inflated.
+    """
+    with h5py.File(file.path, "r", locking=False) as handle:
+        series = handle["timeseries"]
+        for start in range(0, file.n_subjects, file.subject_chunk):
+            stop = min(start + file.subject_chunk, file.n_subjects)
+            try:
+                block = series[start:stop]
+            except OSError as error:
+                raise ValidationError(
+                    f"{file.path} has damaged data in subjects {start + 1} to {stop}; "
+                    "copy or build it again."
+                ) from error
+            yield from block

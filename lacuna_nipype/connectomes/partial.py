@@ -1,0 +1,152 @@
+"""Partial results of the correlation pass: small HDF5 files, one per connectome file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from lacuna_nipype.connectomes.functional import ConnectomeFile, iter_subjects
+from lacuna_nipype.connectomes.seeds import Seed
+from lacuna_nipype.core.correlation import Moments, add_subject, bytes_per_seed, merge_moments
+from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import atomic_path
+
+
+def seeds_digest(seeds: Sequence[Seed]) -> str:
+    """Fingerprint of the seeds of a pass, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for seed in seeds:
+        digest.update(len(seed.voxels).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(seed.voxels, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def seeds_per_group(file: ConnectomeFile, memory_gb: float, item_bytes: int = 4) -> int:
+    """How many seeds fit into memory at once.
+
+    Parameters
+    ----------
+    file : ConnectomeFile
+    memory_gb : float
+        Budget in GB (1e9 bytes) for the whole process.
+    item_bytes : int
+        Bytes per stored value of the series.
+
+    Returns
+    -------
+    int
+        At least 1: a single seed runs whatever the budget says.
+    """
+    one_read = file.n_timepoints * file.n_voxels * item_bytes * file.subject_chunk
+    interpreter = 250e6
+    left = memory_gb * 1e9 - interpreter - one_read
+    return max(1, int(left // bytes_per_seed(file.n_voxels)))
+
+
+def pass_memory_gb(file: ConnectomeFile, n_seeds: int) -> float:
+    """Memory in GB that a pass over a file takes with all seeds in one group."""
+    one_read = file.n_timepoints * file.n_voxels * 4 * file.subject_chunk
+    return (250e6 + one_read + n_seeds * bytes_per_seed(file.n_voxels)) / 1e9
+
+
+def write_partial(
+    file: ConnectomeFile,
+    seeds: Sequence[Seed],
+    target: Path,
+    *,
+    memory_gb: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Correlate all seeds with all subjects of one connectome file and store the moments.
+
+    Parameters
+    ----------
+    file : ConnectomeFile
+    seeds : sequence of Seed
+    target : Path
+        HDF5 file to write (atomically): ``mean`` and ``m2``, shape (n_seeds, n_voxels), float64;
+        ``n_varying``, shape (n_voxels,), int32; ``seed_voxels`` and ``seed_voxels_outside``, shape
+        (n_seeds,); attributes n_subjects, mask_digest, seeds_digest.
+    memory_gb : float
+        Budget; when the seeds do not fit at once, the file is read once per group of them.
+    progress : callable, optional
+        Called with (subjects done, subjects to do), groups counted in.
+
+    Returns
+    -------
+    Path
+        The target.
+    """
+    group_size = min(len(seeds), seeds_per_group(file, memory_gb))
+    groups = [slice(i, i + group_size) for i in range(0, len(seeds), group_size)]
+    total, done = len(groups) * file.n_subjects, 0
+    with atomic_path(target) as temporary, h5py.File(temporary, "w") as out:
+        shape = (len(seeds), file.n_voxels)
+        mean = out.create_dataset("mean", shape, "f8", track_times=False)
+        m2 = out.create_dataset("m2", shape, "f8", track_times=False)
+        for group in groups:
+            moments = Moments.zeros(len(seeds[group]), file.n_voxels)
+            voxels = [seed.voxels for seed in seeds[group]]
+            for series in iter_subjects(file):
+                add_subject(moments, series, voxels)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            mean[group], m2[group] = moments.mean, moments.m2
+        out.create_dataset("n_varying", data=moments.n_varying, track_times=False)
+        for key, counts in (
+            ("seed_voxels", [len(seed.voxels) for seed in seeds]),
+            ("seed_voxels_outside", [seed.n_outside for seed in seeds]),
+        ):
+            out.create_dataset(key, data=np.array(counts, dtype=np.int64), track_times=False)
+        out.attrs["n_subjects"] = file.n_subjects
+        out.attrs["mask_digest"] = file.mask_digest
+        out.attrs["seeds_digest"] = seeds_digest(seeds)
+    return target
+
+
+def iter_merged(paths: Sequence[Path]) -> Iterator[Moments]:
+    """Merge partial results seed by seed.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Partial files of one pass. Their order changes results by float64 rounding only.
+
+    Yields
+    ------
+    Moments
+        Of one seed each, over all subjects: arrays of shape (1, n_voxels).
+
+    Raises
+    ------
+    ValidationError
+        The files come from different seeds or connectomes.
+    """
+    handles = [h5py.File(path, "r", locking=False) for path in paths]
+    try:
+        for key in ("mask_digest", "seeds_digest"):
+            if len({handle.attrs[key] for handle in handles}) != 1:
+                raise ValidationError(
+                    f"Partial results {', '.join(map(str, paths))} differ in {key}: they do not "
+                    "belong to one pass; remove the work folder and run again."
+                )
+        for seed in range(handles[0]["mean"].shape[0]):
+            merged: Moments | None = None
+            for handle in handles:
+                part = Moments(
+                    int(handle.attrs["n_subjects"]),
+                    handle["mean"][seed : seed + 1],
+                    handle["m2"][seed : seed + 1],
+                    handle["n_varying"][:],
+                )
+                merged = part if merged is None else merge_moments(merged, part)
+            if merged is not None:
+                yield merged
+    finally:
+        for handle in handles:
+            handle.close()

@@ -1,0 +1,182 @@
+"""A graph run to its end: Nipype's settings, the plugin, what failed and why."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lacuna_nipype.execution.progress import NodeRecord, RunProgress
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A step that failed.
+
+    Parameters
+    ----------
+    node : str
+        Full name in the graph.
+    reason : str
+        Last line of the error.
+    crash_file : Path or None
+    """
+
+    node: str
+    reason: str
+    crash_file: Path | None
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What became of a run.
+
+    Parameters
+    ----------
+    nodes : dict of str to NodeRecord
+        By full name.
+    failures : tuple of Failure
+    error : str or None
+        Reason why the run as a whole ended early, where no step is to blame.
+    """
+
+    nodes: dict[str, NodeRecord]
+    failures: tuple[Failure, ...]
+    error: str | None
+
+
+def configure_nipype(*, crash_dir: Path, log_dir: Path, stop_on_first_crash: bool) -> None:
+    """Set Nipype's options; only graphs built afterwards follow them.
+
+    Parameters
+    ----------
+    crash_dir : Path
+        Where crash files go, as text.
+    log_dir : Path
+        Where ``nipype.log`` goes.
+    stop_on_first_crash : bool
+    """
+    import nipype
+
+    nipype.config.update_config(
+        {
+            "execution": {
+                "crashdump_dir": str(crash_dir),
+                "crashfile_format": "txt",
+                # With true, a new connection to a finished node would run that node again.
+                "remove_unnecessary_outputs": "false",
+                # A content hash would read the whole connectome for every node.
+                "hash_method": "timestamp",
+                "stop_on_first_crash": str(stop_on_first_crash).lower(),
+                "poll_sleep_duration": "0.1",
+                "check_version": "false",
+            },
+            "logging": {"log_directory": str(log_dir), "log_to_file": "false"},
+            "monitoring": {"enabled": "false"},
+        }
+    )
+    nipype.logging.update_logging(nipype.config)
+
+
+def plugin_arguments(
+    plugin: str, *, nprocs: int, memory_gb: float, progress: RunProgress
+) -> dict[str, Any]:
+    """Arguments of a Nipype plugin.
+
+    Parameters
+    ----------
+    plugin : {"Linear", "MultiProc"}
+    nprocs : int
+    memory_gb : float
+    progress : RunProgress
+        Told about every node.
+
+    Returns
+    -------
+    dict
+    """
+    arguments: dict[str, Any] = {"status_callback": progress}
+    if plugin == "MultiProc":
+        arguments |= {
+            "n_procs": nprocs,
+            "memory_gb": memory_gb,
+            # A step that declares more than there is runs alone instead of never.
+            "raise_insufficient": False,
+            # Workers start from a small process instead of a copy of this one.
+            "mp_context": "forkserver",
+        }
+    return arguments
+
+
+def run_graph(
+    workflow: Any,
+    *,
+    plugin: str,
+    nprocs: int,
+    memory_gb: float,
+    crash_dir: Path,
+) -> RunOutcome:
+    """Run a workflow and collect what happened to its nodes.
+
+    Parameters
+    ----------
+    workflow : nipype Workflow
+    plugin : str
+    nprocs : int
+    memory_gb : float
+    crash_dir : Path
+        Where the workflow's crash files go.
+
+    Returns
+    -------
+    RunOutcome
+        Failing steps do not raise: everything that does not depend on them still runs.
+    """
+    from nipype.pipeline.engine.utils import generate_expanded_graph
+
+    total = len(generate_expanded_graph(workflow._create_flat_graph()).nodes)
+    progress = RunProgress(total)
+    arguments = plugin_arguments(plugin, nprocs=nprocs, memory_gb=memory_gb, progress=progress)
+    error = None
+    try:
+        workflow.run(plugin=plugin, plugin_args=arguments)
+    except Exception as exception:  # noqa: BLE001 - nipype raises whatever a node raised
+        error = _last_line(str(exception)) or type(exception).__name__
+    finally:
+        progress.close()
+    failures = read_failures(crash_dir)
+    return RunOutcome(progress.records, failures, error if error and not failures else None)
+
+
+def read_failures(crash_dir: Path) -> tuple[Failure, ...]:
+    """Read the text crash files of a run.
+
+    Parameters
+    ----------
+    crash_dir : Path
+
+    Returns
+    -------
+    tuple of Failure
+        In order of time; one per node.
+    """
+    failures: dict[str, Failure] = {}
+    for path in sorted(crash_dir.glob("crash-*.txt"), key=lambda path: path.stat().st_mtime):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        match = re.search(r"^Node: (.+)$", text, flags=re.MULTILINE)
+        node = match.group(1).strip() if match else path.stem
+        failures[node] = Failure(node, _reason(text), path)
+    return tuple(failures.values())
+
+
+def _reason(text: str) -> str:
+    """Last line that reads like ``package.Error: message``, without the package."""
+    errors = re.findall(r"^(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*): (.+)$", text, flags=re.MULTILINE)
+    named = [message for name, message in errors if name.endswith(("Error", "Exception"))]
+    return named[-1].strip() if named else _last_line(text)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

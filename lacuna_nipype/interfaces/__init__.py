@@ -1,0 +1,38 @@
+"""Thin Nipype interfaces; importing this package costs nothing until a name is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "ValidateMask": "mask",
+    "ResampleMask": "mask",
+    "ConnectomeMask": "functional",
+    "CorrelateBatch": "functional",
+    "ReduceCorrelation": "functional",
+    "PrepareParcels": "parcels",
+    "RegionalDamage": "parcels",
+    "AggregateParcels": "parcels",
+    "TemplateGrid": "structural",
+    "DisconnectionMap": "structural",
+    "MRCalc": "mrtrix",
+    "SelectStreamlines": "mrtrix",
+    "TCK2Connectome": "mrtrix",
+    "TCKEdit": "mrtrix",
+    "TCKInfo": "mrtrix",
+    "TCKMap": "mrtrix",
+    "DerivativesDataSink": "bids",
+}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

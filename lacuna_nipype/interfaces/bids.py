@@ -1,0 +1,114 @@
+"""Results from the work folder to their BIDS names."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    Directory,
+    File,
+    InputMultiObject,
+    OutputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+
+class _DerivativesDataSinkInputSpec(BaseInterfaceInputSpec):
+    base_directory = Directory(mandatory=True, desc="derivatives dataset to write into")
+    in_file = InputMultiObject(File(exists=True), mandatory=True, desc="files to store")
+    entities = traits.Dict(
+        traits.Str(), traits.Str(), mandatory=True, desc="BIDS entities that all files share"
+    )
+    variants = traits.List(
+        traits.Dict(traits.Str(), traits.Str()),
+        desc="further entities of each file, in the order of in_file; suffix included",
+    )
+    metadata = traits.Dict(desc="sidecar content that all files share")
+    variant_metadata = traits.List(
+        traits.Dict(), desc="further sidecar content of each file, in the order of in_file"
+    )
+    meta_files = InputMultiObject(
+        File(exists=True), desc="JSON files whose content goes into every sidecar"
+    )
+
+
+class _DerivativesDataSinkOutputSpec(TraitedSpec):
+    out_file = OutputMultiObject(File(exists=True), desc="stored files, in the order of in_file")
+    out_meta = OutputMultiObject(File(exists=True), desc="their sidecars; none beside JSON files")
+
+
+class DerivativesDataSink(SimpleInterface):
+    """Copy files to the names that the package's path patterns give, each with a sidecar.
+
+    Each file is complete under its name or not there at all, and its sidecar comes after it.
+    The step runs again when a stored file has gone missing, and is cached otherwise.
+    """
+
+    input_spec = _DerivativesDataSinkInputSpec
+    output_spec = _DerivativesDataSinkOutputSpec
+
+    @property
+    def always_run(self):
+        """Nipype asks this before it trusts its cache: yes while a stored file is missing."""
+        return not all(target.is_file() for target in self.targets())
+
+    def targets(self):
+        """Paths under which the files will be stored; empty while inputs are unknown.
+
+        Returns
+        -------
+        list of Path
+        """
+        from lacuna_nipype.io.naming import build_path
+
+        if not isdefined(self.inputs.in_file) or not isdefined(self.inputs.entities):
+            return []
+        variants = self.inputs.variants if isdefined(self.inputs.variants) else []
+        names = []
+        for number, in_file in enumerate(self.inputs.in_file):
+            entities = dict(self.inputs.entities)
+            entities.update(variants[number] if variants else {})
+            entities["extension"] = "".join(Path(in_file).suffixes[-2:])
+            if not in_file.endswith(".nii.gz"):
+                entities["extension"] = Path(in_file).suffix
+            names.append(Path(self.inputs.base_directory) / build_path(entities))
+        return names
+
+    def _run_interface(self, runtime):
+        from lacuna_nipype.core.files import atomic_path, write_json
+        from lacuna_nipype.io.derivatives import sidecar_path
+
+        sidecars = self._sidecars()
+        self._results["out_file"], self._results["out_meta"] = [], []
+        for in_file, target, sidecar in zip(
+            self.inputs.in_file, self.targets(), sidecars, strict=True
+        ):
+            with atomic_path(target) as temporary:
+                shutil.copyfile(in_file, temporary)
+            self._results["out_file"].append(str(target))
+            if target.suffix != ".json":
+                self._results["out_meta"].append(str(write_json(sidecar_path(target), sidecar)))
+        return runtime
+
+    def _sidecars(self):
+        """Merge shared, computed and per-file metadata; the more specific wins."""
+        import json
+
+        from lacuna_nipype.io.tables import column_descriptions
+
+        shared = dict(self.inputs.metadata) if isdefined(self.inputs.metadata) else {}
+        for path in self.inputs.meta_files if isdefined(self.inputs.meta_files) else []:
+            shared.update(json.loads(Path(path).read_text(encoding="utf-8")))
+        own = self.inputs.variant_metadata if isdefined(self.inputs.variant_metadata) else []
+        sidecars = []
+        for number, in_file in enumerate(self.inputs.in_file):
+            sidecar = {**shared, **(own[number] if own else {})}
+            if in_file.endswith(".tsv"):
+                sidecar.update(column_descriptions(Path(in_file)))
+            sidecars.append(sidecar)
+        return sidecars

@@ -1,0 +1,133 @@
+"""Parcellations: preparation, regional damage, summaries of maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    OutputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from lacuna_nipype.core.parcels import STATISTICS
+
+
+class _PrepareParcelsInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="atlas: 3D labels or 4D probabilities")
+    labels_file = File(exists=True, mandatory=True, desc="names of the regions")
+    reference = File(
+        exists=True, desc="image of the same space whose grid to use; the atlas's own otherwise"
+    )
+
+
+class _PrepareParcelsOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="sparse region weights on the grid (.npz)")
+
+
+class PrepareParcels(SimpleInterface):
+    """Turn an atlas into sparse region weights on a grid, once for all lesions of a run.
+
+    Labels move by nearest neighbour, probabilities by trilinear interpolation; a region that
+    vanishes keeps its row.
+    """
+
+    input_spec = _PrepareParcelsInputSpec
+    output_spec = _PrepareParcelsOutputSpec
+
+    def _run_interface(self, runtime):
+        from lacuna_nipype.atlases.parcels import load_parcels, save_parcels
+        from lacuna_nipype.core.images import load_map
+
+        target = None
+        if isdefined(self.inputs.reference):
+            _, target = load_map(self.inputs.reference)
+        parcels = load_parcels(Path(self.inputs.in_file), Path(self.inputs.labels_file), target)
+        out_file = save_parcels(parcels, Path(runtime.cwd) / "parcels.npz")
+        self._results["out_file"] = str(out_file)
+        return runtime
+
+
+class _RegionalDamageInputSpec(BaseInterfaceInputSpec):
+    mask_file = File(exists=True, mandatory=True, desc="lesion mask on its own grid")
+    parcels_files = InputMultiObject(
+        File(exists=True), mandatory=True, desc="atlases from PrepareParcels, on their own grids"
+    )
+
+
+class _RegionalDamageOutputSpec(TraitedSpec):
+    tables = OutputMultiObject(File(exists=True), desc="TSV per atlas, in the order given")
+    summary = File(exists=True, desc="JSON: lesion size and most damaged region per atlas")
+
+
+class RegionalDamage(SimpleInterface):
+    """Per cent of every region inside the lesion."""
+
+    input_spec = _RegionalDamageInputSpec
+    output_spec = _RegionalDamageOutputSpec
+
+    def _run_interface(self, runtime):
+        from lacuna_nipype.atlases.parcels import read_parcels
+        from lacuna_nipype.atlases.tables import write_damage
+        from lacuna_nipype.core.images import load_map
+
+        data, grid = load_map(self.inputs.mask_file)
+        parcels = [read_parcels(Path(path)) for path in self.inputs.parcels_files]
+        tables, summary = write_damage(data > 0, grid, parcels, Path(runtime.cwd))
+        self._results["tables"] = [str(path) for path in tables]
+        self._results["summary"] = str(summary)
+        return runtime
+
+
+class _AggregateParcelsInputSpec(BaseInterfaceInputSpec):
+    in_files = InputMultiObject(File(exists=True), mandatory=True, desc="maps to summarise")
+    quantities = traits.List(
+        traits.Str(), mandatory=True, desc="name of each map's quantity: the column of its table"
+    )
+    transforms = traits.List(
+        traits.Enum("identity", "tanh"),
+        desc="applied to the summary of each map; tanh turns a mean z into an r",
+    )
+    valid_mask = File(exists=True, desc="voxels at which the maps mean something; all otherwise")
+    parcels_files = InputMultiObject(
+        File(exists=True), mandatory=True, desc="atlases from PrepareParcels, on the maps' grid"
+    )
+    statistic = traits.Enum(*STATISTICS, usedefault=True, desc="summary over a region's voxels")
+
+
+class _AggregateParcelsOutputSpec(TraitedSpec):
+    tables = OutputMultiObject(
+        File(exists=True), desc="TSV per atlas and quantity, quantities varying fastest"
+    )
+
+
+class AggregateParcels(SimpleInterface):
+    """Summarise maps over the regions of atlases."""
+
+    input_spec = _AggregateParcelsInputSpec
+    output_spec = _AggregateParcelsOutputSpec
+
+    def _run_interface(self, runtime):
+        from lacuna_nipype.atlases.parcels import read_parcels
+        from lacuna_nipype.atlases.tables import write_aggregates
+        from lacuna_nipype.core.images import load_map
+
+        inputs = self.inputs
+        maps = [load_map(path)[0] for path in inputs.in_files]
+        valid = load_map(inputs.valid_mask)[0] > 0 if isdefined(inputs.valid_mask) else None
+        transforms = inputs.transforms if isdefined(inputs.transforms) else None
+        tables = write_aggregates(
+            dict(zip(inputs.quantities, maps, strict=True)),
+            valid,
+            [read_parcels(Path(path)) for path in inputs.parcels_files],
+            Path(runtime.cwd),
+            statistic=inputs.statistic,
+            transforms=transforms,
+        )
+        self._results["tables"] = [str(path) for path in tables]
+        return runtime

@@ -1,0 +1,136 @@
+"""The derivatives dataset as a whole: description, ignore list, sidecar names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lacuna_nipype import __version__
+from lacuna_nipype.core.exceptions import BidsError
+from lacuna_nipype.core.files import atomic_path, write_json
+
+BIDS_VERSION = "1.10.1"
+# Names of drafts and tools that the validator does not know yet. A pattern with a trailing
+# slash would leave the folder itself flagged.
+IGNORED = (
+    "*.html",
+    "figures",
+    "*_statmap.*",
+    "*_relmat.*",
+    "*_parcelstats.*",
+    "*_stats.json",
+    "*_desc-provenance.json",
+    "*.tck",
+)
+
+
+def sidecar_path(path: Path) -> Path:
+    """JSON that describes a file: same name, other extension."""
+    name = path.name
+    for extension in (".nii.gz", path.suffix):
+        if name.endswith(extension):
+            return path.with_name(name[: -len(extension)] + ".json")
+    return path.with_name(name + ".json")
+
+
+def read_description(dataset: Path) -> dict[str, Any]:
+    """Read a dataset's ``dataset_description.json``; empty when there is none or it is damaged.
+
+    Parameters
+    ----------
+    dataset : Path
+
+    Returns
+    -------
+    dict
+    """
+    try:
+        content = json.loads((dataset / "dataset_description.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def prepare_dataset(output_dir: Path, links: Mapping[str, Path | str]) -> list[str]:
+    """Create or refresh the files at the root of a derivatives dataset.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Created when missing.
+    links : mapping of str to path
+        Names of the datasets that ``bids:NAME:`` addresses point to.
+
+    Returns
+    -------
+    list of str
+        Remarks: another version of this package wrote here before, or a link changes.
+
+    Raises
+    ------
+    BidsError
+        The folder holds a dataset that this package did not write.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    existing = read_description(output_dir)
+    remarks: list[str] = []
+    if existing:
+        makers = existing.get("GeneratedBy") or [{}]
+        maker = makers[0] if isinstance(makers, list) and isinstance(makers[0], dict) else {}
+        if maker.get("Name") != "lacuna-nipype":
+            raise BidsError(
+                f"Output folder {output_dir} already holds another dataset "
+                f"({existing.get('Name', 'unnamed')}); choose an empty folder."
+            )
+        if maker.get("Version") != __version__:
+            remarks.append(
+                f"{output_dir} holds results of version {maker.get('Version')}; those computed "
+                f"now are of {__version__}."
+            )
+    merged = dict(existing.get("DatasetLinks", {}))
+    for name, target in links.items():
+        if name in merged and merged[name] != str(target):
+            remarks.append(f"Dataset link {name} now means {target} (it was {merged[name]}).")
+        merged[name] = str(target)
+    description = {
+        "Name": "Lesion network mapping",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "lacuna-nipype", "Version": __version__}],
+        "HowToAcknowledge": "Cite the software and the connectomes named in the sidecars.",
+        "DatasetLinks": merged,
+    }
+    if description != existing:
+        write_json(output_dir / "dataset_description.json", description)
+    with atomic_path(output_dir / ".bidsignore") as temporary:
+        temporary.write_text("\n".join(IGNORED) + "\n", encoding="utf-8")
+    return remarks
+
+
+def bids_uri(path: Path, links: Mapping[str, Path | str]) -> str:
+    """Address of a source file as BIDS wants it.
+
+    Parameters
+    ----------
+    path : Path
+        Absolute path.
+    links : mapping of str to path
+        Dataset name to dataset root.
+
+    Returns
+    -------
+    str
+        ``bids:NAME:relative/path`` from the innermost dataset that holds the file; the file's
+        name alone when none does.
+    """
+    homes = [
+        (len(Path(root).parts), name, Path(root))
+        for name, root in links.items()
+        if path.is_relative_to(root)
+    ]
+    if not homes:
+        return path.name
+    _, name, root = max(homes)
+    return f"bids:{name}:{path.relative_to(root).as_posix()}"

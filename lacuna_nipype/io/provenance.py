@@ -1,0 +1,104 @@
+"""Where results come from: fingerprints of inputs, versions, and a record per participant."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lacuna_nipype import __version__
+from lacuna_nipype.core.files import write_json
+
+PACKAGES = ("nipype", "nibabel", "numpy", "scipy", "h5py", "pandas", "nilearn", "pybids")
+WHOLE_FILE_BYTES = 64 * 2**20
+SAMPLE_BYTES = 2**16
+N_SAMPLES = 64
+
+
+def fingerprint(path: Path) -> str:
+    """Identify a file's content without reading a hundred gigabytes.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    str
+        ``sha256:...`` of the whole content up to 64 MiB; for larger files ``sampled-sha256:...``
+        of the size and 64 evenly spaced blocks of 64 KiB, which tells versions of a file apart
+        but is no proof against tampering.
+    """
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        if size <= WHOLE_FILE_BYTES:
+            for block in iter(lambda: stream.read(2**20), b""):
+                digest.update(block)
+            return f"sha256:{digest.hexdigest()}"
+        digest.update(size.to_bytes(8, "little"))
+        for number in range(N_SAMPLES):
+            stream.seek((size - SAMPLE_BYTES) * number // (N_SAMPLES - 1))
+            digest.update(stream.read(SAMPLE_BYTES))
+    return f"sampled-sha256:{digest.hexdigest()}"
+
+
+def combined_fingerprint(paths: Sequence[Path]) -> str:
+    """Fingerprint of several files, in the order given."""
+    if len(paths) == 1:
+        return fingerprint(paths[0])
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(fingerprint(path).encode("ascii"))
+    return f"combined-sha256:{digest.hexdigest()}"
+
+
+def software_versions(mrtrix: str | None = None) -> dict[str, str]:
+    """Versions of this package, of Python and of what does the work.
+
+    Parameters
+    ----------
+    mrtrix : str, optional
+        Version of MRtrix3, where it is used.
+
+    Returns
+    -------
+    dict
+    """
+    versions = {"lacuna-nipype": __version__, "Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    if mrtrix:
+        versions["MRtrix3"] = mrtrix
+    return versions
+
+
+def append_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Add a run to a participant's provenance file.
+
+    Parameters
+    ----------
+    path : Path
+        JSON with one list, ``Runs``; created when missing. A damaged file is kept beside it.
+    run : mapping
+        JSON-safe record.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The folder is locked, not the file: the file is replaced under the lock.
+    with (path.parent / ".provenance.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs: list[Any] = []
+        if path.is_file():
+            try:
+                runs = list(json.loads(path.read_text(encoding="utf-8"))["Runs"])
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+                path.rename(path.with_suffix(".damaged"))
+        write_json(path, {"Runs": [*runs, run]})

@@ -1,0 +1,243 @@
+"""The whole graph of a participant run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+
+from lacuna_nipype import __version__
+from lacuna_nipype.interfaces.parcels import PrepareParcels
+from lacuna_nipype.workflows.fnm import init_fnm_wf
+from lacuna_nipype.workflows.lesion import FNM_TABLES, init_lesion_wf
+from lacuna_nipype.workflows.snm import init_tdi_wf
+
+
+def workflow_name() -> str:
+    """Name of the top workflow: nipype hashes inputs, not code, so the version is part of it."""
+    return "lacuna_" + re.sub(r"[^0-9A-Za-z]+", "_", __version__) + "_wf"
+
+
+def lesion_workflow_name(key: str) -> str:
+    """Name of a lesion's workflow, from the text that identifies the lesion."""
+    # A plus sign is allowed in BIDS labels and not in node names.
+    return re.sub(r"[^0-9A-Za-z]+", "_", key.replace("+", "plus")) + "_wf"
+
+
+def init_lacuna_wf(
+    *,
+    lesions: Sequence[Mapping[str, Any]],
+    output_dir: str | Path,
+    base_dir: str | Path,
+    analyses: Sequence[str],
+    atlases: Sequence[Mapping[str, Any]] = (),
+    functional_files: Sequence[str | Path] = (),
+    functional_resolution: str | None = None,
+    n_subjects: int = 0,
+    tractogram: str | Path | None = None,
+    tractogram_space: str | None = None,
+    snm_resolution: float = 2.0,
+    upsample: int | None = None,
+    metadata: Mapping[str, Mapping[str, Any]] | None = None,
+    memory_gb: float = 2.0,
+    omp_nthreads: int = 1,
+    name: str | None = None,
+) -> pe.Workflow:
+    """Compose the analyses of all lesions of a run.
+
+    The connectome is mapped over, not the lesions: its files are each read once for all lesions,
+    and the whole tractogram is mapped once. The number of nodes grows with the number of lesions
+    and with the number of files, never with their product.
+
+    Workflow Graph
+        .. workflow::
+            :graph2use: orig
+            :simple_form: yes
+
+            from lacuna_nipype.workflows import init_lacuna_wf
+            wf = init_lacuna_wf(
+                lesions=[
+                    {
+                        "key": "sub-01_label-L",
+                        "mask_file": "mask.nii.gz",
+                        "entities": {"subject": "01", "space": "MNI152NLin6Asym", "label": "L"},
+                    }
+                ],
+                output_dir="derivatives",
+                base_dir="work",
+                analyses=["fnm"],
+                functional_files=["batch_1.h5", "batch_2.h5"],
+                n_subjects=20,
+            )
+
+    Parameters
+    ----------
+    lesions : sequence of mappings
+        ``key`` (unique text), ``mask_file``, ``entities`` (``space`` included), and optionally
+        ``resolution`` (of the mask) and ``metadata`` (for all sidecars of the lesion).
+    output_dir, base_dir : path-like
+        Derivatives dataset and work folder.
+    analyses : sequence of {"rd", "fnm", "snm"}
+        What to do.
+    atlases : sequence of mappings
+        ``image``, ``labels`` and ``entities`` of each atlas.
+    functional_files : sequence of path-like
+        HDF5 files of the functional connectome.
+    functional_resolution : str, optional
+        ``res`` entity of the functional maps.
+    n_subjects : int
+        Subjects of the functional connectome: with one there is no t map.
+    tractogram, tractogram_space : optional
+        ``.tck`` file and its standard space.
+    snm_resolution : float
+        Voxel size of the disconnection maps in mm.
+    upsample : int, optional
+        See :func:`lacuna_nipype.workflows.init_tdi_wf`.
+    metadata : mapping of str to mapping, optional
+        Sidecar content of each analysis.
+    memory_gb, omp_nthreads
+        Budget of the functional pass over one file.
+    name : str, optional
+        Name of the workflow; the package's name and version otherwise.
+
+    Returns
+    -------
+    nipype Workflow
+    """
+    workflow = pe.Workflow(name=name or workflow_name(), base_dir=str(base_dir))
+    fnm_maps = ["r", "z", *(["t"] if n_subjects > 1 else [])]
+    fnm_wf = tdi_wf = None
+    if "fnm" in analyses:
+        fnm_wf = init_fnm_wf(
+            connectome_files=functional_files, memory_gb=memory_gb, omp_nthreads=omp_nthreads
+        )
+    if "snm" in analyses:
+        tdi_wf = init_tdi_wf(
+            tractogram=tractogram,
+            space=tractogram_space,
+            resolution=snm_resolution,
+            upsample=upsample,
+        )
+    parcels = {
+        analysis: _parcels_nodes(workflow, analysis, atlases, fnm_wf, tdi_wf)
+        for analysis in analyses
+        if atlases
+    }
+    lesion_wfs = []
+    for lesion in lesions:
+        own = lesion.get("metadata", {})
+        lesion_wfs.append(
+            init_lesion_wf(
+                mask_file=lesion["mask_file"],
+                entities=lesion["entities"],
+                output_dir=output_dir,
+                analyses=analyses,
+                atlases=[atlas["entities"] for atlas in atlases],
+                mask_resolution=lesion.get("resolution"),
+                fnm_maps=fnm_maps,
+                fnm_resolution=functional_resolution,
+                tractogram=tractogram,
+                snm_resolution=f"{snm_resolution:g}",
+                upsample=upsample,
+                metadata={
+                    key: {**own, **(metadata or {}).get(key, {})} for key in ("mask", *analyses)
+                },
+                name=lesion_workflow_name(lesion["key"]),
+            )
+        )
+        for analysis, node in parcels.items():
+            workflow.connect(node, "out", lesion_wfs[-1], f"inputnode.{analysis}_parcels")
+    if fnm_wf is not None:
+        _connect_pass(workflow, fnm_wf, lesion_wfs, fnm_maps)
+    if tdi_wf is not None:
+        for lesion_wf in lesion_wfs:
+            workflow.connect(
+                [
+                    (
+                        tdi_wf,
+                        lesion_wf,
+                        [
+                            ("outputnode.template", "inputnode.snm_template"),
+                            ("outputnode.full_tdi", "inputnode.snm_full_tdi"),
+                        ],
+                    )
+                ]
+            )
+    if not {"rd", "fnm", "snm"} & set(analyses):
+        raise ValueError(f"No known analysis among {list(analyses)}.")
+    return workflow
+
+
+def _parcels_nodes(workflow, analysis, atlases, fnm_wf, tdi_wf) -> pe.Node:
+    """Prepare every atlas on the grid of one analysis and list the results."""
+    merged = pe.Node(
+        niu.Merge(len(atlases)),
+        name=f"{analysis}_parcels",
+        run_without_submitting=True,
+        mem_gb=0.1,
+    )
+    for number, atlas in enumerate(atlases, start=1):
+        prepare = pe.Node(
+            PrepareParcels(in_file=str(atlas["image"]), labels_file=str(atlas["labels"])),
+            name=f"{analysis}_atlas_{number}",
+            mem_gb=1.0,
+        )
+        if analysis == "fnm":
+            workflow.connect(fnm_wf, "outputnode.valid_mask", prepare, "reference")
+        elif analysis == "snm":
+            workflow.connect(tdi_wf, "outputnode.template", prepare, "reference")
+        workflow.connect(prepare, "out_file", merged, f"in{number}")
+    return merged
+
+
+def _pick(items, number):
+    """Take one lesion's file from a list over lesions (nipype stores the source of this)."""
+    return items[number] if isinstance(items, list) else items
+
+
+def _connect_pass(workflow, fnm_wf, lesion_wfs, fnm_maps) -> None:
+    """Collect all masks for the one pass, and hand every lesion its own maps."""
+    masks = pe.Node(
+        niu.Merge(len(lesion_wfs)), name="all_masks", run_without_submitting=True, mem_gb=0.1
+    )
+    workflow.connect(masks, "out", fnm_wf, "inputnode.mask_files")
+    for number, lesion_wf in enumerate(lesion_wfs):
+        workflow.connect(lesion_wf, "outputnode.mask_file", masks, f"in{number + 1}")
+        own = lesion_wf.name.removesuffix("_wf")
+        # r is averaged as z and turned back, so its place in the list to average is taken by z.
+        averaged = ["z" if FNM_TABLES[quantity] == "tanh" else quantity for quantity in fnm_maps]
+        for field, quantities in (
+            ("fnm_maps", [*fnm_maps, "valid"]),
+            ("fnm_maps_to_average", averaged),
+        ):
+            listed = pe.Node(
+                niu.Merge(len(quantities)),
+                name=f"{own}_{field}",
+                run_without_submitting=True,
+                mem_gb=0.1,
+            )
+            for place, quantity in enumerate(quantities, start=1):
+                source = (
+                    "outputnode.valid_mask"
+                    if quantity == "valid"
+                    else (f"outputnode.{quantity}_maps", _pick, number)
+                )
+                workflow.connect(fnm_wf, source, listed, f"in{place}")
+            workflow.connect(listed, "out", lesion_wf, f"inputnode.{field}")
+        workflow.connect(
+            [
+                (
+                    fnm_wf,
+                    lesion_wf,
+                    [
+                        ("outputnode.valid_mask", "inputnode.fnm_valid_mask"),
+                        (("outputnode.summaries", _pick, number), "inputnode.fnm_summary"),
+                        (("outputnode.resampling", _pick, number), "inputnode.fnm_resampling"),
+                    ],
+                )
+            ]
+        )

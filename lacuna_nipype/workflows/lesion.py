@@ -1,0 +1,285 @@
+"""Everything that is done for one lesion alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+
+from lacuna_nipype.interfaces.bids import DerivativesDataSink
+from lacuna_nipype.io.quantities import resolution_text
+from lacuna_nipype.workflows.damage import init_damage_wf
+from lacuna_nipype.workflows.mask import init_mask_wf
+from lacuna_nipype.workflows.outputs import init_output_wf
+from lacuna_nipype.workflows.parcellate import init_parcellate_wf
+from lacuna_nipype.workflows.snm import init_snm_wf
+
+# Quantity and transform of each functional map that is summarised over regions: r is averaged
+# as z and turned back.
+FNM_TABLES = {"r": "tanh", "z": "identity", "t": "identity"}
+
+INPUTS = (
+    "rd_parcels",
+    "fnm_maps",
+    "fnm_maps_to_average",
+    "fnm_valid_mask",
+    "fnm_parcels",
+    "fnm_summary",
+    "fnm_resampling",
+    "snm_template",
+    "snm_full_tdi",
+    "snm_parcels",
+)
+
+
+def init_lesion_wf(
+    *,
+    mask_file: str | Path,
+    entities: Mapping[str, str],
+    output_dir: str | Path,
+    analyses: Sequence[str],
+    atlases: Sequence[Mapping[str, str]] = (),
+    mask_resolution: str | None = None,
+    fnm_maps: Sequence[str] = ("r", "z", "t"),
+    fnm_resolution: str | None = None,
+    tractogram: str | Path | None = None,
+    snm_resolution: str | None = None,
+    upsample: int | None = None,
+    metadata: Mapping[str, Mapping[str, Any]] | None = None,
+    name: str = "lesion_wf",
+) -> pe.Workflow:
+    """Compose the steps that concern a single lesion.
+
+    What is shared by all lesions (atlases, the whole tractogram's density, the functional pass)
+    comes in through the input node, so that a lesion that fails takes no other with it.
+
+    Workflow Graph
+        .. workflow::
+            :graph2use: orig
+            :simple_form: yes
+
+            from lacuna_nipype.workflows import init_lesion_wf
+            wf = init_lesion_wf(
+                mask_file="mask.nii.gz",
+                entities={"subject": "01", "space": "MNI152NLin6Asym", "label": "L"},
+                output_dir="derivatives",
+                analyses=["rd"],
+                atlases=[{"atlas": "Demo"}],
+            )
+
+    Parameters
+    ----------
+    mask_file : path-like
+        Lesion mask.
+    entities : mapping
+        BIDS entities of the lesion; ``space`` included.
+    output_dir : path-like
+        Derivatives dataset.
+    analyses : sequence of {"rd", "fnm", "snm"}
+        What to do.
+    atlases : sequence of mappings
+        Entities of each atlas, in the order of the prepared parcels.
+    mask_resolution, fnm_resolution, snm_resolution : str, optional
+        Values of the ``res`` entity of the mask and of each analysis's maps.
+    fnm_maps : sequence of str
+        Quantities of the functional maps.
+    tractogram : path-like, optional
+        Whole tractogram, for ``snm``.
+    upsample : int, optional
+        See :func:`lacuna_nipype.workflows.init_snm_wf`.
+    metadata : mapping of str to mapping, optional
+        Sidecar content of ``mask`` and of each analysis.
+    name : str
+        Name of the workflow.
+
+    Inputs
+    ------
+    rd_parcels, fnm_parcels, snm_parcels
+        Prepared parcels: on the atlases' own grids, and on the grids of the maps.
+    fnm_maps, fnm_maps_to_average
+        Functional maps of this lesion, to store and to average over regions.
+    fnm_valid_mask, fnm_summary, fnm_resampling
+        Of this lesion, from the functional pass.
+    snm_template, snm_full_tdi
+        Of the whole tractogram.
+
+    Outputs
+    -------
+    mask_file
+        Validated mask.
+    """
+    workflow = pe.Workflow(name=name)
+    metadata = metadata or {}
+    shared = {"output_dir": output_dir, "entities": entities}
+    inputnode = pe.Node(niu.IdentityInterface(fields=list(INPUTS)), name="inputnode")
+    outputnode = pe.Node(niu.IdentityInterface(fields=["mask_file"]), name="outputnode")
+    mask_wf = init_mask_wf(space=entities["space"])
+    mask_wf.inputs.inputnode.mask_file = str(mask_file)
+    mask_sink = _mask_sink(output_dir, entities, mask_resolution, metadata.get("mask", {}))
+    workflow.connect(
+        [
+            (mask_wf, outputnode, [("outputnode.mask_file", "mask_file")]),
+            (
+                mask_wf,
+                mask_sink,
+                [("outputnode.mask_file", "in_file"), ("outputnode.meta_file", "meta_files")],
+            ),
+        ]
+    )
+    if "rd" in analyses:
+        output_wf = init_output_wf(
+            **shared,
+            analysis="rd",
+            atlases=atlases,
+            tables=["damagepct"],
+            metadata=metadata.get("rd"),
+            name="rd_output_wf",
+        )
+        _connect_damage(workflow, inputnode, mask_wf, output_wf)
+    if "fnm" in analyses:
+        output_wf = init_output_wf(
+            **shared,
+            analysis="fnm",
+            maps=[*fnm_maps, "valid"],
+            map_entities=_res(fnm_resolution),
+            atlases=atlases,
+            tables=fnm_maps,
+            metadata=metadata.get("fnm"),
+            with_meta_file=True,
+            name="fnm_output_wf",
+        )
+        _connect_fnm(workflow, inputnode, output_wf, fnm_maps if atlases else ())
+    if "snm" in analyses:
+        output_wf = init_output_wf(
+            **shared,
+            analysis="snm",
+            maps=["disconnectionpct"],
+            map_entities=_res(snm_resolution),
+            atlases=atlases,
+            tables=["mapdisconnectionpct"],
+            metadata=metadata.get("snm"),
+            name="snm_output_wf",
+        )
+        snm_wf = init_snm_wf(tractogram=tractogram, upsample=upsample)
+        _connect_snm(workflow, inputnode, mask_wf, snm_wf, output_wf, with_atlases=bool(atlases))
+    return workflow
+
+
+def _res(resolution: str | None) -> dict[str, str]:
+    return {"res": resolution} if resolution else {}
+
+
+def _mask_sink(output_dir, entities, resolution, metadata) -> pe.Node:
+    sink = pe.Node(
+        DerivativesDataSink(
+            base_directory=str(output_dir),
+            entities={**entities, **_res(resolution), "desc": "lesion", "suffix": "mask"},
+            metadata={
+                "Description": "Lesion mask as analysed.",
+                **({"Resolution": resolution_text(resolution)} if resolution else {}),
+                **metadata,
+            },
+        ),
+        name="ds_mask",
+        mem_gb=0.3,
+    )
+    return sink
+
+
+def _connect_damage(workflow, inputnode, mask_wf, output_wf) -> None:
+    damage_wf = init_damage_wf()
+    workflow.connect(
+        [
+            (inputnode, damage_wf, [("rd_parcels", "inputnode.parcels_files")]),
+            (mask_wf, damage_wf, [("outputnode.mask_file", "inputnode.mask_file")]),
+            (
+                damage_wf,
+                output_wf,
+                [
+                    ("outputnode.tables", "inputnode.tables"),
+                    ("outputnode.summary", "inputnode.summary"),
+                ],
+            ),
+        ]
+    )
+
+
+def _connect_fnm(workflow, inputnode, output_wf, tables) -> None:
+    workflow.connect(
+        [
+            (
+                inputnode,
+                output_wf,
+                [
+                    ("fnm_maps", "inputnode.maps"),
+                    ("fnm_summary", "inputnode.summary"),
+                    ("fnm_resampling", "inputnode.meta_file"),
+                ],
+            )
+        ]
+    )
+    if tables:
+        parcellate_wf = init_parcellate_wf(
+            quantities=tables,
+            transforms=[FNM_TABLES[quantity] for quantity in tables],
+            name="fnm_parcellate_wf",
+        )
+        workflow.connect(
+            [
+                (
+                    inputnode,
+                    parcellate_wf,
+                    [
+                        ("fnm_maps_to_average", "inputnode.maps"),
+                        ("fnm_valid_mask", "inputnode.valid_mask"),
+                        ("fnm_parcels", "inputnode.parcels_files"),
+                    ],
+                ),
+                (parcellate_wf, output_wf, [("outputnode.tables", "inputnode.tables")]),
+            ]
+        )
+
+
+def _connect_snm(workflow, inputnode, mask_wf, snm_wf, output_wf, *, with_atlases) -> None:
+    workflow.connect(
+        [
+            (mask_wf, snm_wf, [("outputnode.mask_file", "inputnode.mask_file")]),
+            (
+                inputnode,
+                snm_wf,
+                [
+                    ("snm_template", "inputnode.template"),
+                    ("snm_full_tdi", "inputnode.full_tdi"),
+                ],
+            ),
+            (
+                snm_wf,
+                output_wf,
+                [
+                    ("outputnode.disconnection", "inputnode.maps"),
+                    ("outputnode.summary", "inputnode.summary"),
+                ],
+            ),
+        ]
+    )
+    if with_atlases:
+        parcellate_wf = init_parcellate_wf(
+            quantities=["mapdisconnectionpct"], name="snm_parcellate_wf"
+        )
+        workflow.connect(
+            [
+                (inputnode, parcellate_wf, [("snm_parcels", "inputnode.parcels_files")]),
+                (
+                    snm_wf,
+                    parcellate_wf,
+                    [
+                        ("outputnode.disconnection", "inputnode.maps"),
+                        ("outputnode.valid_mask", "inputnode.valid_mask"),
+                    ],
+                ),
+                (parcellate_wf, output_wf, [("outputnode.tables", "inputnode.tables")]),
+            ]
+        )
