@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
-logger = logging.getLogger("lacuna_nipype.progress")
+# Below nipype's logger, whose level the workers of a run take from its configuration.
+logger = logging.getLogger("nipype.interface.lacuna")
 
 
 def log_progress(what: str, *, every_seconds: float = 30.0) -> Callable[[int, int], None]:
@@ -58,6 +60,14 @@ class NodeRecord:
     started: float = field(default=0.0, repr=False)
 
 
+def _nobody_listens(node: Any, status: str) -> None:
+    """Stand in for the listener in the pickled copies of nodes."""
+
+
+def _listener_of_a_copy() -> Callable[[Any, str], None]:
+    return _nobody_listens
+
+
 class RunProgress:
     """Listens to a Nipype plugin and tells the user how far the run is.
 
@@ -75,6 +85,8 @@ class RunProgress:
         self._stream = stream or sys.stderr
         self._bar: Any = None
         self._last_tenth = 0
+        # File systems round times; no run starts in the second in which another ended.
+        self._started = time.time() - 0.05
         if self._stream.isatty():
             from tqdm import tqdm
 
@@ -88,12 +100,22 @@ class RunProgress:
             self.records[name] = NodeRecord(name, "running", started=time.monotonic())
             if getattr(node, "index", None) is not None and "mapflow" in str(node.output_dir()):
                 self.total += 1
-        elif record is None:
-            self.records[name] = NodeRecord(name, "cached" if status == "end" else "failed")
-        elif record.status == "running":
-            record.status = "done" if status == "end" else "failed"
-            record.seconds = time.monotonic() - record.started
+        elif record is None or record.status == "running":
+            self.records[name] = self._ended(node, record, status)
         self._draw(name)
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[[Any, str], None]], tuple[()]]:
+        """Pickle as a listener that does nothing: nipype stores it with every MapNode."""
+        return _listener_of_a_copy, ()
+
+    def _ended(self, node: Any, record: NodeRecord | None, status: str) -> NodeRecord:
+        """Tell a node that ran from one that nipype found finished: its result is new."""
+        if status != "end":
+            return NodeRecord(node.fullname, "failed")
+        result = Path(node.output_dir()) / f"result_{node.name}.pklz"
+        ran = result.is_file() and result.stat().st_mtime >= self._started
+        seconds = time.monotonic() - record.started if ran and record is not None else None
+        return NodeRecord(node.fullname, "done" if ran else "cached", seconds)
 
     @property
     def finished(self) -> int:

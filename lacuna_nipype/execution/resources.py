@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lacuna_nipype.core.exceptions import ValidationError
 
-_UNITS = {"": 1e-3, "m": 1e-3, "mb": 1e-3, "g": 1.0, "gb": 1.0, "t": 1e3, "tb": 1e3}
+_UNITS = {"": 1e-3, "m": 1e-3, "g": 1.0, "t": 1e3}
 _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -33,8 +33,8 @@ def parse_memory(text: str) -> float:
     ValidationError
         Not an amount, or less than 0.5 GB.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*?)(?:i?b)?\s*", text.lower())
-    if match is None or match.group(2) not in _UNITS:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([mgt]?)(?:i?b)?\s*", text.lower())
+    if match is None:
         raise ValidationError(f"{text!r} is not an amount of memory; write 16G or 16000 (MB).")
     amount = float(match.group(1)) * _UNITS[match.group(2)]
     if amount < 0.5:

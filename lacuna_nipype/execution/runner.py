@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
+import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,37 +49,65 @@ class RunOutcome:
     error: str | None
 
 
-def configure_nipype(*, crash_dir: Path, log_dir: Path, stop_on_first_crash: bool) -> None:
+def configure_nipype(*, log_dir: Path, stop_on_first_crash: bool, verbose: int = 0) -> None:
     """Set Nipype's options; only graphs built afterwards follow them.
+
+    The options are also written to ``nipype.cfg`` in the log folder and announced in the
+    environment, because workers are fresh processes that read their own configuration.
 
     Parameters
     ----------
-    crash_dir : Path
-        Where crash files go, as text.
     log_dir : Path
-        Where ``nipype.log`` goes.
+        Crash files (as text) and ``run.log`` go here.
     stop_on_first_crash : bool
+    verbose : int
+        0: Nipype logs to the file only; 1: progress of nodes on the terminal; 2: everything.
     """
+    options = {
+        "execution": {
+            "crashdump_dir": str(log_dir),
+            "crashfile_format": "txt",
+            # With true, a new connection to a finished node would run that node again.
+            "remove_unnecessary_outputs": "false",
+            # A content hash would read the whole connectome for every node.
+            "hash_method": "timestamp",
+            "stop_on_first_crash": str(stop_on_first_crash).lower(),
+            "poll_sleep_duration": "0.1",
+            "check_version": "false",
+        },
+        "logging": {
+            "log_directory": str(log_dir),
+            "log_to_file": "false",
+            "workflow_level": ("CRITICAL", "INFO", "DEBUG")[min(verbose, 2)],
+            "utils_level": ("ERROR", "INFO", "DEBUG")[min(verbose, 2)],
+            "interface_level": ("INFO", "INFO", "DEBUG")[min(verbose, 2)],
+        },
+    }
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_dict(options)
+    with (log_dir / "nipype.cfg").open("w", encoding="utf-8") as stream:
+        parser.write(stream)
+    os.environ["NIPYPE_CONFIG_DIR"] = str(log_dir)
     import nipype
 
-    nipype.config.update_config(
-        {
-            "execution": {
-                "crashdump_dir": str(crash_dir),
-                "crashfile_format": "txt",
-                # With true, a new connection to a finished node would run that node again.
-                "remove_unnecessary_outputs": "false",
-                # A content hash would read the whole connectome for every node.
-                "hash_method": "timestamp",
-                "stop_on_first_crash": str(stop_on_first_crash).lower(),
-                "poll_sleep_duration": "0.1",
-                "check_version": "false",
-            },
-            "logging": {"log_directory": str(log_dir), "log_to_file": "false"},
-            "monitoring": {"enabled": "false"},
-        }
-    )
+    nipype.config.update_config(options)
     nipype.logging.update_logging(nipype.config)
+    _log_to_file(log_dir / "run.log", verbose)
+
+
+def _log_to_file(path: Path, verbose: int) -> None:
+    """Everything into the file; the terminal keeps Nipype's lines only when asked for."""
+    root = logging.getLogger()
+    if not verbose:
+        for owner in (root, logging.getLogger("nipype")):
+            for handler in list(owner.handlers):
+                owner.removeHandler(handler)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    root.addHandler(handler)
+    for name in ("nipype.workflow", "nipype.utils", "nipype.interface", "lacuna_nipype"):
+        logging.getLogger(name).setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
+    logging.captureWarnings(capture=True)
 
 
 def plugin_arguments(
@@ -109,9 +140,17 @@ def plugin_arguments(
     return arguments
 
 
+def expanded_nodes(workflow: Any) -> list[Any]:
+    """List the nodes that would run, in an order in which they can; raises on a faulty graph."""
+    from nipype.pipeline.engine.utils import generate_expanded_graph, topological_sort
+
+    return list(topological_sort(generate_expanded_graph(workflow._create_flat_graph()))[0])
+
+
 def run_graph(
     workflow: Any,
     *,
+    n_nodes: int,
     plugin: str,
     nprocs: int,
     memory_gb: float,
@@ -122,6 +161,8 @@ def run_graph(
     Parameters
     ----------
     workflow : nipype Workflow
+    n_nodes : int
+        Nodes of its expanded graph.
     plugin : str
     nprocs : int
     memory_gb : float
@@ -133,10 +174,7 @@ def run_graph(
     RunOutcome
         Failing steps do not raise: everything that does not depend on them still runs.
     """
-    from nipype.pipeline.engine.utils import generate_expanded_graph
-
-    total = len(generate_expanded_graph(workflow._create_flat_graph()).nodes)
-    progress = RunProgress(total)
+    progress = RunProgress(n_nodes)
     arguments = plugin_arguments(plugin, nprocs=nprocs, memory_gb=memory_gb, progress=progress)
     error = None
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,16 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(name + ".json")
 
 
+@contextmanager
+def dataset_lock(output_dir: Path) -> Iterator[None]:
+    """Hold the lock under which files that runs share are rewritten."""
+    logs = output_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / "dataset.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def read_description(dataset: Path) -> dict[str, Any]:
     """Read a dataset's ``dataset_description.json``; empty when there is none or it is damaged.
 
@@ -54,7 +66,7 @@ def read_description(dataset: Path) -> dict[str, Any]:
 
 
 def prepare_dataset(output_dir: Path, links: Mapping[str, Path | str]) -> list[str]:
-    """Create or refresh the files at the root of a derivatives dataset.
+    """Create or refresh the files at the root of a derivatives dataset, under its lock.
 
     Parameters
     ----------
@@ -73,7 +85,6 @@ def prepare_dataset(output_dir: Path, links: Mapping[str, Path | str]) -> list[s
     BidsError
         The folder holds a dataset that this package did not write.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
     existing = read_description(output_dir)
     remarks: list[str] = []
     if existing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import platform
@@ -82,7 +81,7 @@ def software_versions(mrtrix: str | None = None) -> dict[str, str]:
 
 
 def append_run(path: Path, run: Mapping[str, Any]) -> None:
-    """Add a run to a participant's provenance file.
+    """Add a run to a participant's provenance file; call it under the dataset's lock.
 
     Parameters
     ----------
@@ -91,14 +90,10 @@ def append_run(path: Path, run: Mapping[str, Any]) -> None:
     run : mapping
         JSON-safe record.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The folder is locked, not the file: the file is replaced under the lock.
-    with (path.parent / ".provenance.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        runs: list[Any] = []
-        if path.is_file():
-            try:
-                runs = list(json.loads(path.read_text(encoding="utf-8"))["Runs"])
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-                path.rename(path.with_suffix(".damaged"))
-        write_json(path, {"Runs": [*runs, run]})
+    runs: list[Any] = []
+    if path.is_file():
+        try:
+            runs = list(json.loads(path.read_text(encoding="utf-8"))["Runs"])
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            path.rename(path.with_suffix(".damaged"))
+    write_json(path, {"Runs": [*runs, run]})

@@ -13,7 +13,8 @@ from nipype.pipeline import engine as pe
 from lacuna_nipype import __version__
 from lacuna_nipype.interfaces.parcels import PrepareParcels
 from lacuna_nipype.workflows.fnm import init_fnm_wf
-from lacuna_nipype.workflows.lesion import FNM_TABLES, init_lesion_wf
+from lacuna_nipype.workflows.lesion import init_lesion_wf
+from lacuna_nipype.workflows.mask import init_mask_wf
 from lacuna_nipype.workflows.snm import init_tdi_wf
 
 
@@ -22,10 +23,11 @@ def workflow_name() -> str:
     return "lacuna_" + re.sub(r"[^0-9A-Za-z]+", "_", __version__) + "_wf"
 
 
-def lesion_workflow_name(key: str) -> str:
-    """Name of a lesion's workflow, from the text that identifies the lesion."""
+def lesion_workflow_names(key: str) -> tuple[str, str]:
+    """Names of a lesion's mask workflow and of its analyses, from the text that identifies it."""
     # A plus sign is allowed in BIDS labels and not in node names.
-    return re.sub(r"[^0-9A-Za-z]+", "_", key.replace("+", "plus")) + "_wf"
+    stem = re.sub(r"[^0-9A-Za-z]+", "_", key.replace("+", "plus"))
+    return f"{stem}_mask_wf", f"{stem}_wf"
 
 
 def init_lacuna_wf(
@@ -127,12 +129,14 @@ def init_lacuna_wf(
         for analysis in analyses
         if atlases
     }
-    lesion_wfs = []
+    mask_wfs, lesion_wfs = [], []
     for lesion in lesions:
         own = lesion.get("metadata", {})
+        mask_name, lesion_name = lesion_workflow_names(lesion["key"])
+        mask_wfs.append(init_mask_wf(space=lesion["entities"]["space"], name=mask_name))
+        mask_wfs[-1].inputs.inputnode.mask_file = str(lesion["mask_file"])
         lesion_wfs.append(
             init_lesion_wf(
-                mask_file=lesion["mask_file"],
                 entities=lesion["entities"],
                 output_dir=output_dir,
                 analyses=analyses,
@@ -146,13 +150,25 @@ def init_lacuna_wf(
                 metadata={
                     key: {**own, **(metadata or {}).get(key, {})} for key in ("mask", *analyses)
                 },
-                name=lesion_workflow_name(lesion["key"]),
+                name=lesion_name,
             )
+        )
+        workflow.connect(
+            [
+                (
+                    mask_wfs[-1],
+                    lesion_wfs[-1],
+                    [
+                        ("outputnode.mask_file", "inputnode.mask_file"),
+                        ("outputnode.meta_file", "inputnode.mask_meta"),
+                    ],
+                )
+            ]
         )
         for analysis, node in parcels.items():
             workflow.connect(node, "out", lesion_wfs[-1], f"inputnode.{analysis}_parcels")
     if fnm_wf is not None:
-        _connect_pass(workflow, fnm_wf, lesion_wfs, fnm_maps)
+        _connect_pass(workflow, fnm_wf, mask_wfs, lesion_wfs, fnm_maps)
     if tdi_wf is not None:
         for lesion_wf in lesion_wfs:
             workflow.connect(
@@ -199,45 +215,19 @@ def _pick(items, number):
     return items[number] if isinstance(items, list) else items
 
 
-def _connect_pass(workflow, fnm_wf, lesion_wfs, fnm_maps) -> None:
+def _connect_pass(workflow, fnm_wf, mask_wfs, lesion_wfs, fnm_maps) -> None:
     """Collect all masks for the one pass, and hand every lesion its own maps."""
     masks = pe.Node(
         niu.Merge(len(lesion_wfs)), name="all_masks", run_without_submitting=True, mem_gb=0.1
     )
     workflow.connect(masks, "out", fnm_wf, "inputnode.mask_files")
-    for number, lesion_wf in enumerate(lesion_wfs):
-        workflow.connect(lesion_wf, "outputnode.mask_file", masks, f"in{number + 1}")
-        own = lesion_wf.name.removesuffix("_wf")
-        # r is averaged as z and turned back, so its place in the list to average is taken by z.
-        averaged = ["z" if FNM_TABLES[quantity] == "tanh" else quantity for quantity in fnm_maps]
-        for field, quantities in (
-            ("fnm_maps", [*fnm_maps, "valid"]),
-            ("fnm_maps_to_average", averaged),
+    for number, (mask_wf, lesion_wf) in enumerate(zip(mask_wfs, lesion_wfs, strict=True)):
+        workflow.connect(mask_wf, "outputnode.mask_file", masks, f"in{number + 1}")
+        workflow.connect(fnm_wf, "outputnode.valid_mask", lesion_wf, "inputnode.fnm_valid_mask")
+        for listed, own in (
+            *((f"{quantity}_maps", f"fnm_{quantity}") for quantity in fnm_maps),
+            ("summaries", "fnm_summary"),
+            ("resampling", "fnm_resampling"),
         ):
-            listed = pe.Node(
-                niu.Merge(len(quantities)),
-                name=f"{own}_{field}",
-                run_without_submitting=True,
-                mem_gb=0.1,
-            )
-            for place, quantity in enumerate(quantities, start=1):
-                source = (
-                    "outputnode.valid_mask"
-                    if quantity == "valid"
-                    else (f"outputnode.{quantity}_maps", _pick, number)
-                )
-                workflow.connect(fnm_wf, source, listed, f"in{place}")
-            workflow.connect(listed, "out", lesion_wf, f"inputnode.{field}")
-        workflow.connect(
-            [
-                (
-                    fnm_wf,
-                    lesion_wf,
-                    [
-                        ("outputnode.valid_mask", "inputnode.fnm_valid_mask"),
-                        (("outputnode.summaries", _pick, number), "inputnode.fnm_summary"),
-                        (("outputnode.resampling", _pick, number), "inputnode.fnm_resampling"),
-                    ],
-                )
-            ]
-        )
+            source = (f"outputnode.{listed}", _pick, number)
+            workflow.connect(fnm_wf, source, lesion_wf, f"inputnode.{own}")

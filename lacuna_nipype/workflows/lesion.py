@@ -12,7 +12,6 @@ from nipype.pipeline import engine as pe
 from lacuna_nipype.interfaces.bids import DerivativesDataSink
 from lacuna_nipype.io.quantities import resolution_text
 from lacuna_nipype.workflows.damage import init_damage_wf
-from lacuna_nipype.workflows.mask import init_mask_wf
 from lacuna_nipype.workflows.outputs import init_output_wf
 from lacuna_nipype.workflows.parcellate import init_parcellate_wf
 from lacuna_nipype.workflows.snm import init_snm_wf
@@ -22,9 +21,12 @@ from lacuna_nipype.workflows.snm import init_snm_wf
 FNM_TABLES = {"r": "tanh", "z": "identity", "t": "identity"}
 
 INPUTS = (
+    "mask_file",
+    "mask_meta",
     "rd_parcels",
-    "fnm_maps",
-    "fnm_maps_to_average",
+    "fnm_r",
+    "fnm_z",
+    "fnm_t",
     "fnm_valid_mask",
     "fnm_parcels",
     "fnm_summary",
@@ -37,7 +39,6 @@ INPUTS = (
 
 def init_lesion_wf(
     *,
-    mask_file: str | Path,
     entities: Mapping[str, str],
     output_dir: str | Path,
     analyses: Sequence[str],
@@ -63,7 +64,6 @@ def init_lesion_wf(
 
             from lacuna_nipype.workflows import init_lesion_wf
             wf = init_lesion_wf(
-                mask_file="mask.nii.gz",
                 entities={"subject": "01", "space": "MNI152NLin6Asym", "label": "L"},
                 output_dir="derivatives",
                 analyses=["rd"],
@@ -72,8 +72,6 @@ def init_lesion_wf(
 
     Parameters
     ----------
-    mask_file : path-like
-        Lesion mask.
     entities : mapping
         BIDS entities of the lesion; ``space`` included.
     output_dir : path-like
@@ -97,36 +95,25 @@ def init_lesion_wf(
 
     Inputs
     ------
+    mask_file, mask_meta
+        Validated mask and its JSON, from :func:`lacuna_nipype.workflows.init_mask_wf`.
     rd_parcels, fnm_parcels, snm_parcels
         Prepared parcels: on the atlases' own grids, and on the grids of the maps.
-    fnm_maps, fnm_maps_to_average
-        Functional maps of this lesion, to store and to average over regions.
+    fnm_r, fnm_z, fnm_t
+        Functional maps of this lesion.
     fnm_valid_mask, fnm_summary, fnm_resampling
         Of this lesion, from the functional pass.
     snm_template, snm_full_tdi
         Of the whole tractogram.
-
-    Outputs
-    -------
-    mask_file
-        Validated mask.
     """
     workflow = pe.Workflow(name=name)
     metadata = metadata or {}
     shared = {"output_dir": output_dir, "entities": entities}
     inputnode = pe.Node(niu.IdentityInterface(fields=list(INPUTS)), name="inputnode")
-    outputnode = pe.Node(niu.IdentityInterface(fields=["mask_file"]), name="outputnode")
-    mask_wf = init_mask_wf(space=entities["space"])
-    mask_wf.inputs.inputnode.mask_file = str(mask_file)
     mask_sink = _mask_sink(output_dir, entities, mask_resolution, metadata.get("mask", {}))
     workflow.connect(
         [
-            (mask_wf, outputnode, [("outputnode.mask_file", "mask_file")]),
-            (
-                mask_wf,
-                mask_sink,
-                [("outputnode.mask_file", "in_file"), ("outputnode.meta_file", "meta_files")],
-            ),
+            (inputnode, mask_sink, [("mask_file", "in_file"), ("mask_meta", "meta_files")])
         ]
     )
     if "rd" in analyses:
@@ -138,7 +125,7 @@ def init_lesion_wf(
             metadata=metadata.get("rd"),
             name="rd_output_wf",
         )
-        _connect_damage(workflow, inputnode, mask_wf, output_wf)
+        _connect_damage(workflow, inputnode, output_wf)
     if "fnm" in analyses:
         output_wf = init_output_wf(
             **shared,
@@ -151,7 +138,7 @@ def init_lesion_wf(
             with_meta_file=True,
             name="fnm_output_wf",
         )
-        _connect_fnm(workflow, inputnode, output_wf, fnm_maps if atlases else ())
+        _connect_fnm(workflow, inputnode, output_wf, fnm_maps, with_atlases=bool(atlases))
     if "snm" in analyses:
         output_wf = init_output_wf(
             **shared,
@@ -164,7 +151,7 @@ def init_lesion_wf(
             name="snm_output_wf",
         )
         snm_wf = init_snm_wf(tractogram=tractogram, upsample=upsample)
-        _connect_snm(workflow, inputnode, mask_wf, snm_wf, output_wf, with_atlases=bool(atlases))
+        _connect_snm(workflow, inputnode, snm_wf, output_wf, with_atlases=bool(atlases))
     return workflow
 
 
@@ -179,6 +166,7 @@ def _mask_sink(output_dir, entities, resolution, metadata) -> pe.Node:
             entities={**entities, **_res(resolution), "desc": "lesion", "suffix": "mask"},
             metadata={
                 "Description": "Lesion mask as analysed.",
+                "Type": "Lesion",
                 **({"Resolution": resolution_text(resolution)} if resolution else {}),
                 **metadata,
             },
@@ -189,12 +177,18 @@ def _mask_sink(output_dir, entities, resolution, metadata) -> pe.Node:
     return sink
 
 
-def _connect_damage(workflow, inputnode, mask_wf, output_wf) -> None:
+def _connect_damage(workflow, inputnode, output_wf) -> None:
     damage_wf = init_damage_wf()
     workflow.connect(
         [
-            (inputnode, damage_wf, [("rd_parcels", "inputnode.parcels_files")]),
-            (mask_wf, damage_wf, [("outputnode.mask_file", "inputnode.mask_file")]),
+            (
+                inputnode,
+                damage_wf,
+                [
+                    ("mask_file", "inputnode.mask_file"),
+                    ("rd_parcels", "inputnode.parcels_files"),
+                ],
+            ),
             (
                 damage_wf,
                 output_wf,
@@ -207,33 +201,48 @@ def _connect_damage(workflow, inputnode, mask_wf, output_wf) -> None:
     )
 
 
-def _connect_fnm(workflow, inputnode, output_wf, tables) -> None:
+def _list_maps(workflow, inputnode, fields, name) -> pe.Node:
+    """Gather fields of the input node into one list."""
+    listed = pe.Node(niu.Merge(len(fields)), name=name, run_without_submitting=True, mem_gb=0.1)
+    for place, field in enumerate(fields, start=1):
+        workflow.connect(inputnode, field, listed, f"in{place}")
+    return listed
+
+
+def _connect_fnm(workflow, inputnode, output_wf, quantities, *, with_atlases) -> None:
+    stored = [*(f"fnm_{quantity}" for quantity in quantities), "fnm_valid_mask"]
+    maps = _list_maps(workflow, inputnode, stored, "fnm_maps")
     workflow.connect(
         [
+            (maps, output_wf, [("out", "inputnode.maps")]),
             (
                 inputnode,
                 output_wf,
                 [
-                    ("fnm_maps", "inputnode.maps"),
                     ("fnm_summary", "inputnode.summary"),
                     ("fnm_resampling", "inputnode.meta_file"),
                 ],
-            )
+            ),
         ]
     )
-    if tables:
+    if with_atlases:
+        transforms = [FNM_TABLES[quantity] for quantity in quantities]
+        # r is averaged as z and turned back, so z stands in its place.
+        averaged = [
+            "fnm_z" if transform == "tanh" else f"fnm_{quantity}"
+            for quantity, transform in zip(quantities, transforms, strict=True)
+        ]
+        maps = _list_maps(workflow, inputnode, averaged, "fnm_maps_to_average")
         parcellate_wf = init_parcellate_wf(
-            quantities=tables,
-            transforms=[FNM_TABLES[quantity] for quantity in tables],
-            name="fnm_parcellate_wf",
+            quantities=quantities, transforms=transforms, name="fnm_parcellate_wf"
         )
         workflow.connect(
             [
+                (maps, parcellate_wf, [("out", "inputnode.maps")]),
                 (
                     inputnode,
                     parcellate_wf,
                     [
-                        ("fnm_maps_to_average", "inputnode.maps"),
                         ("fnm_valid_mask", "inputnode.valid_mask"),
                         ("fnm_parcels", "inputnode.parcels_files"),
                     ],
@@ -243,14 +252,14 @@ def _connect_fnm(workflow, inputnode, output_wf, tables) -> None:
         )
 
 
-def _connect_snm(workflow, inputnode, mask_wf, snm_wf, output_wf, *, with_atlases) -> None:
+def _connect_snm(workflow, inputnode, snm_wf, output_wf, *, with_atlases) -> None:
     workflow.connect(
         [
-            (mask_wf, snm_wf, [("outputnode.mask_file", "inputnode.mask_file")]),
             (
                 inputnode,
                 snm_wf,
                 [
+                    ("mask_file", "inputnode.mask_file"),
                     ("snm_template", "inputnode.template"),
                     ("snm_full_tdi", "inputnode.full_tdi"),
                 ],

@@ -1,0 +1,328 @@
+"""The participant level: check, build, run, record, report."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import traceback
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.core.exceptions import DependencyError, LacunaError
+
+if TYPE_CHECKING:
+    from lacuna_nipype.cli.inputs import RunInputs
+    from lacuna_nipype.execution.runner import RunOutcome
+    from lacuna_nipype.io.lesions import Lesion
+
+OK, SOME_FAILED, USAGE, NOT_BUILT, MISSING_PROGRAM = 0, 1, 2, 70, 127
+logger = logging.getLogger("lacuna_nipype")
+
+
+def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
+    """Run the participant level.
+
+    Parameters
+    ----------
+    config : RunConfig
+    argv : sequence of str
+        Words of the command line, for the record.
+
+    Returns
+    -------
+    int
+        Exit code; the reason is the last line printed.
+    """
+    from lacuna_nipype.cli.inputs import gather_inputs
+
+    started = datetime.now(timezone.utc)
+    run_id = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    log_dir = config.output_dir / "logs" / run_id
+    try:
+        inputs = gather_inputs(config)
+        config = replace(config, omp_nthreads=_threads(config, inputs))
+        _show_inputs(inputs)
+        links = _dataset_links(config, inputs)
+        if not config.dry_run:
+            _prepare_output(config, log_dir, links)
+    except DependencyError as error:
+        return _end(MISSING_PROGRAM, str(error))
+    except LacunaError as error:
+        return _end(USAGE, str(error))
+    except OSError as error:
+        return _end(USAGE, f"{error.filename or config.output_dir}: {error.strerror or error}.")
+    if not inputs.inspection.lesions:
+        return _end_without_lesions(inputs)
+    return _build_and_run(config, inputs, links, log_dir, run_id, started, argv)
+
+
+def _build_and_run(
+    config: RunConfig,
+    inputs: RunInputs,
+    links: dict[str, Path],
+    log_dir: Path,
+    run_id: str,
+    started: datetime,
+    argv: Sequence[str],
+) -> int:
+    from lacuna_nipype.execution.runner import configure_nipype, expanded_nodes, run_graph
+
+    if not config.dry_run:
+        configure_nipype(
+            log_dir=log_dir,
+            stop_on_first_crash=config.stop_on_first_crash,
+            verbose=config.verbose,
+        )
+    try:
+        workflow = build_workflow(config, inputs, links)
+        nodes = expanded_nodes(workflow)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is not the user's data
+        logger.error("%s", traceback.format_exc())
+        where = f"; the log is in {log_dir}" if log_dir.is_dir() else ""
+        return _end(NOT_BUILT, f"The graph could not be built: {error}{where}")
+    if config.dry_run:
+        return _show_plan(nodes, config, inputs)
+    outcome = run_graph(
+        workflow,
+        n_nodes=len(nodes),
+        plugin=config.plugin,
+        nprocs=config.nprocs,
+        memory_gb=config.memory_gb,
+        crash_dir=log_dir,
+    )
+    _record(config, inputs, outcome, links, run_id, started, argv)
+    return _report(config, inputs, outcome, log_dir)
+
+
+def _threads(config: RunConfig, inputs: RunInputs) -> int:
+    """Threads of one step: what is left of the processors when every file has one."""
+    if config.omp_nthreads:
+        return min(config.omp_nthreads, config.nprocs)
+    n_files = len(inputs.functional.files) if inputs.functional else 1
+    return max(1, min(8, config.nprocs // n_files))
+
+
+def _dataset_links(config: RunConfig, inputs: RunInputs) -> dict[str, Path]:
+    links = {"raw": config.bids_dir if config.bids_dir.is_dir() else config.bids_dir.parent}
+    for lesion in inputs.inspection.lesions:
+        links.setdefault(lesion.record.dataset, lesion.record.root)
+    return links
+
+
+def _prepare_output(config: RunConfig, log_dir: Path, links: dict[str, Path]) -> None:
+    from lacuna_nipype.core.files import write_json
+    from lacuna_nipype.io.derivatives import dataset_lock, prepare_dataset
+
+    with dataset_lock(config.output_dir):
+        remarks = prepare_dataset(config.output_dir, links)
+    log_dir.mkdir(parents=True)
+    write_json(log_dir / "config.json", config.to_dict())
+    config.work_dir.mkdir(parents=True, exist_ok=True)
+    for remark in remarks:
+        _say(f"Note: {remark}")
+
+
+def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path]) -> Any:
+    """Build the graph of a run.
+
+    Parameters
+    ----------
+    config : RunConfig
+    inputs : RunInputs
+    links : dict of str to Path
+        Datasets that source addresses refer to.
+
+    Returns
+    -------
+    nipype Workflow
+    """
+    from lacuna_nipype.cli.inputs import SNM_RESOLUTION_MM
+    from lacuna_nipype.workflows import init_lacuna_wf
+
+    functional, tractogram = inputs.functional, inputs.tractogram
+    return init_lacuna_wf(
+        lesions=[_lesion_arguments(lesion, links) for lesion in inputs.inspection.lesions],
+        output_dir=config.output_dir,
+        base_dir=config.work_dir,
+        analyses=inputs.analyses,
+        atlases=[
+            {"image": atlas.image, "labels": atlas.labels, "entities": atlas.entities}
+            for atlas in inputs.atlases
+        ],
+        functional_files=functional.paths if functional else (),
+        functional_resolution=functional.grid.resolution_label if functional else None,
+        n_subjects=functional.n_subjects if functional else 0,
+        tractogram=tractogram.path if tractogram else None,
+        tractogram_space=tractogram.space if tractogram else None,
+        snm_resolution=SNM_RESOLUTION_MM,
+        upsample=tractogram.upsample if tractogram else None,
+        metadata=inputs.metadata,
+        memory_gb=_pass_memory(config, inputs),
+        omp_nthreads=config.omp_nthreads,
+    )
+
+
+def _pass_memory(config: RunConfig, inputs: RunInputs) -> float:
+    """Memory for the pass over one file: its need, or its share of the budget if less."""
+    from lacuna_nipype.connectomes.partial import pass_memory_gb
+
+    if inputs.functional is None:
+        return 1.0
+    largest = max(inputs.functional.files, key=lambda file: pass_memory_gb(file, 1))
+    at_once = min(config.nprocs // config.omp_nthreads, len(inputs.functional.files))
+    share = config.memory_gb / max(1, at_once if config.plugin != "Linear" else 1)
+    need = pass_memory_gb(largest, len(inputs.inspection.lesions))
+    return round(max(min(need, share), pass_memory_gb(largest, 1)), 3)
+
+
+def _lesion_arguments(lesion: Lesion, links: dict[str, Path]) -> dict[str, Any]:
+    from lacuna_nipype.io.derivatives import bids_uri
+
+    return {
+        "key": lesion.record.key,
+        "mask_file": lesion.record.path,
+        "entities": lesion.entities,
+        "resolution": lesion.resolution,
+        "metadata": {
+            "Sources": [bids_uri(lesion.record.path, links)],
+            "SpaceName": lesion.space,
+            "LesionVoxels": lesion.n_voxels,
+            "LesionVolumeML": lesion.volume_ml,
+        },
+    }
+
+
+def _show_inputs(inputs: RunInputs) -> None:
+    lesions = inputs.inspection.lesions
+    participants = {lesion.record.subject for lesion in lesions}
+    _say(
+        f"{len(lesions)} lesions of {len(participants)} participants: "
+        f"{', '.join(inputs.analyses)}."
+    )
+    if inputs.functional:
+        _say(
+            f"Functional connectome: {inputs.functional.n_subjects} subjects in "
+            f"{len(inputs.functional.files)} files, {inputs.functional.n_voxels} voxels, "
+            f"{inputs.functional.space}."
+        )
+    for notice in inputs.notices:
+        _say(f"Note: {notice}")
+    for lesion in lesions:
+        for warning in lesion.warnings:
+            _say(f"Warning: {warning}")
+    for reason in inputs.inspection.skipped.values():
+        _say(f"Skipped: {reason}")
+    for reason in inputs.inspection.refused.values():
+        _say(f"Error: {reason}")
+
+
+def _end_without_lesions(inputs: RunInputs) -> int:
+    if inputs.inspection.refused:
+        first = next(iter(inputs.inspection.refused.values()))
+        n_masks = len(inputs.inspection.refused)
+        return _end(
+            SOME_FAILED, f"None of the masks can be used ({n_masks} refused). The first: {first}"
+        )
+    return _end(OK, "All masks are empty and were skipped; there is nothing to do.")
+
+
+def _show_plan(nodes: list[Any], config: RunConfig, inputs: RunInputs) -> int:
+    """List the steps of the expanded graph and the files it would write."""
+    _say("Steps:")
+    for node in nodes:
+        pieces = f" x {node.num_subnodes()}" if _is_plain_mapnode(node) else ""
+        _say(f"  {node.fullname.split('.', 1)[1]}{pieces}")
+    _say("Outputs:")
+    from lacuna_nipype.cli.plan import planned_outputs
+
+    outputs = planned_outputs(inputs)
+    for path in outputs:
+        _say(f"  {config.output_dir / path}")
+    return _end(OK, f"Dry run: {len(nodes)} steps, {len(outputs)} files; nothing was run.")
+
+
+def _is_plain_mapnode(node: Any) -> bool:
+    """Tell whether a node is a MapNode whose list is known before the run."""
+    return bool(getattr(node, "iterfield", None)) and isinstance(
+        getattr(node.inputs, node.iterfield[0]), list
+    )
+
+
+def _record(
+    config: RunConfig,
+    inputs: RunInputs,
+    outcome: RunOutcome,
+    links: dict[str, Path],
+    run_id: str,
+    started: datetime,
+    argv: Sequence[str],
+) -> None:
+    """Append the run to the provenance of every participant and session."""
+    from lacuna_nipype.cli.provenance import participant_records
+    from lacuna_nipype.io.derivatives import dataset_lock
+    from lacuna_nipype.io.provenance import append_run
+
+    records = participant_records(
+        config, inputs, outcome, links,
+        run_id=run_id, started=started, command="lacuna-nipype " + shlex.join(argv),
+    )  # fmt: skip
+    with dataset_lock(config.output_dir):
+        for path, record in records.items():
+            append_run(config.output_dir / path, record)
+
+
+def _report(config: RunConfig, inputs: RunInputs, outcome: RunOutcome, log_dir: Path) -> int:
+    from lacuna_nipype.cli.plan import planned_outputs
+
+    cached = sum(record.status == "cached" for record in outcome.nodes.values())
+    ran = sum(record.status == "done" for record in outcome.nodes.values())
+    _say(f"{ran} steps ran, {cached} were up to date, {len(outcome.failures)} failed.")
+    for failure in outcome.failures:
+        step = failure.node.split(".", 1)[-1]
+        _say(f"Error: step {step} failed: {failure.reason} (details: {failure.crash_file})")
+    missing = [
+        path for path in planned_outputs(inputs) if not (config.output_dir / path).is_file()
+    ]
+    if outcome.error or outcome.failures:
+        reason = outcome.error or outcome.failures[0].reason
+        return _end(
+            SOME_FAILED,
+            f"{len(outcome.failures) or 1} steps failed, {len(missing)} outputs are missing; "
+            f"first reason: {reason} Log: {log_dir}",
+        )
+    if missing:
+        return _end(
+            SOME_FAILED,
+            f"{len(missing)} outputs are missing, such as {missing[0]}; log: {log_dir}",
+        )
+    refused = inputs.inspection.refused
+    if refused:
+        keys = ", ".join(list(refused)[:5]) + (", ..." if len(refused) > 5 else "")
+        return _end(
+            SOME_FAILED,
+            f"{len(refused)} masks were refused ({keys}; reasons above), all others are done: "
+            f"{config.output_dir}",
+        )
+    return _end(OK, f"Results: {config.output_dir}")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+    logger.info("%s", text)
+
+
+def _end(code: int, reason: str) -> int:
+    """Print the reason as the last line, on the stream that fits the exit code."""
+    stream = sys.stdout if code == OK else sys.stderr
+    sys.stdout.flush()
+    stream.write(f"{reason}\n" if code == OK else f"lacuna-nipype: {reason}\n")
+    stream.flush()
+    logger.log(logging.INFO if code == OK else logging.ERROR, "%s", reason)
+    return code
