@@ -97,7 +97,8 @@ def find_bids_atlases(root: Path) -> list[Atlas]:
         if ending is None:
             continue
         labels = path.with_name(path.name[: -len(ending)] + ending.split(".")[0] + ".tsv")
-        parts = dict(part.split("-", 1) for part in path.name[: -len(ending)].split("_"))
+        fields = path.name[: -len(ending)].split("_")
+        parts = dict(field.split("-", 1) for field in fields if "-" in field)
         try:
             space = canonical_space(parts["tpl"])
         except ValidationError:
@@ -183,14 +184,32 @@ def check_atlas(atlas: Atlas) -> None:
     _, grid, _ = open_atlas(atlas.image)
     check_declared_space(atlas.space, grid, f"Atlas image {atlas.image}")
     load_parcels(atlas.image, atlas.labels)
+    atlas_description(atlas)
 
 
 def atlas_description(atlas: Atlas) -> dict[str, str]:
-    """Describe an atlas for sidecars: name, file, and licence and citation where it has them."""
+    """Describe an atlas for sidecars: name, file, and licence and citation where it has them.
+
+    Parameters
+    ----------
+    atlas : Atlas
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValidationError
+        The JSON beside the labels is damaged.
+    """
     described = {"Name": atlas.id, "Image": atlas.image.name, "SpaceName": atlas.space}
     sidecar = atlas.labels.with_suffix(".json")
     if sidecar.is_file() and sidecar != atlas.labels:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(sidecar.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValidationError(f"{sidecar} is not valid JSON; repair or remove it.") from error
         for key in ("License", "Citation", "ReferencesAndLinks"):
             if content.get(key):
                 described[key] = content[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ def read_labels(path: Path) -> list[RegionName]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise ValidationError(f"Labels file {path} does not exist.") from error
+    except OSError as error:
+        raise ValidationError(f"Labels file {path} cannot be read.") from error
     except UnicodeDecodeError as error:
         raise ValidationError(f"Labels file {path} is not a text file (UTF-8).") from error
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -51,7 +54,7 @@ def read_labels(path: Path) -> list[RegionName]:
     if path.suffix.lower() in (".tsv", ".csv"):
         regions = _from_table(lines, path)
     else:
-        regions = _from_lines([line.strip() for line in lines])
+        regions = _from_lines([line.strip() for line in lines], path)
     regions = [region for region in regions if region.index != 0]
     for what in ("index", "name"):
         counts = Counter(getattr(region, what) for region in regions)
@@ -72,7 +75,7 @@ def _from_table(lines: Sequence[str], path: Path) -> list[RegionName]:
     regions = []
     for row in rows:
         number, name = (row["index"] or "").strip(), (row["name"] or "").strip()
-        if not number.lstrip("+-").isdigit() or not name:
+        if not re.fullmatch(r"[+-]?[0-9]+", number) or not name:
             raise ValidationError(
                 f"Labels file {path} has a row with index {number!r} and name {name!r}; "
                 "the index is a whole number and the name is not empty."
@@ -81,8 +84,14 @@ def _from_table(lines: Sequence[str], path: Path) -> list[RegionName]:
     return regions
 
 
-def _from_lines(lines: Sequence[str]) -> list[RegionName]:
+def _from_lines(lines: Sequence[str], path: Path) -> list[RegionName]:
     parts = [line.split(maxsplit=1) for line in lines]
-    if all(len(part) == 2 and part[0].isdigit() for part in parts):
+    if all(len(part) == 2 and re.fullmatch("[0-9]+", part[0]) for part in parts):
         return [RegionName(int(number), name.strip()) for number, name in parts]
+    numbered = sum(len(part) == 2 and part[0].isdecimal() for part in parts)
+    if numbered > len(parts) // 2:
+        odd = next(line for line, part in zip(lines, parts, strict=True) if len(part) < 2)
+        raise ValidationError(
+            f"Labels file {path} has 'number name' on most lines but not in {odd!r}; use one form."
+        )
     return [RegionName(number, line) for number, line in enumerate(lines, start=1)]

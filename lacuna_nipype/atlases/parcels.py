@@ -12,6 +12,7 @@ import nibabel as nb
 import numpy as np
 import scipy.sparse as sp
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from lacuna_nipype.atlases.labels import RegionName, read_labels
@@ -47,8 +48,11 @@ def open_atlas(path: Path) -> tuple[nb.Nifti1Image, Grid, int]:
         image = nb.load(path, keep_file_open=True)
     except FileNotFoundError as error:
         raise ValidationError(f"Atlas image {path} does not exist.") from error
-    except (ImageFileError, OSError, EOFError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, TypeError, zlib.error) as error:
+        # TypeError: formats without voxels, such as surfaces, do not know keep_file_open.
         raise ValidationError(f"Atlas image {path} is not a readable NIfTI image.") from error
+    if not isinstance(image, nb.Nifti1Image | nb.Nifti2Image):
+        raise ValidationError(f"Atlas image {path} is a {type(image).__name__}, not NIfTI.")
     shape = image.shape
     if len(shape) == 4 and shape[3] == 1:
         shape = shape[:3]

@@ -20,7 +20,11 @@ def _region_columns(parcels: Parcels) -> pd.DataFrame:
 
 
 def write_damage(
-    mask: NDArray[np.bool_], grid: Grid, parcels: Sequence[Parcels], folder: Path
+    mask: NDArray[np.bool_],
+    grid: Grid,
+    parcels: Sequence[Parcels],
+    folder: Path,
+    names: Sequence[str] | None = None,
 ) -> tuple[list[Path], Path]:
     """Write regional damage tables and their summary.
 
@@ -32,6 +36,8 @@ def write_damage(
     parcels : sequence of Parcels
         Atlases on their own grids.
     folder : Path
+    names : sequence of str, optional
+        Names of the atlases for the summary.
 
     Returns
     -------
@@ -51,7 +57,8 @@ def write_damage(
         table["n_voxels_damaged"] = result.damaged
         table["volume_damaged_ml"] = result.damaged * result.voxel_volume_ml
         tables.append(write_table(folder / f"damage-{number:02d}.tsv", table))
-        entries.append(_damage_summary(table, result.lesion_in_regions))
+        name = {"Name": names[number]} if names else {}
+        entries.append({**name, **_damage_summary(table, result.lesion_in_regions)})
     voxels = int(np.count_nonzero(mask))
     summary = {
         "LesionVoxels": voxels,

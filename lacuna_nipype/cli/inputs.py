@@ -10,7 +10,6 @@ from typing import Any
 
 from lacuna_nipype.atlases.catalogue import (
     Atlas,
-    atlas_description,
     check_atlas,
     custom_atlas,
     find_bids_atlases,
@@ -197,6 +196,8 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         A connectome, an atlas or the choice of masks is unusable.
     """
     analyses = choose_analyses(config)
+    if config.mask_space is not None:
+        canonical_space(config.mask_space)
     mrtrix = check_mrtrix(MRTRIX_COMMANDS) if "snm" in analyses else None
     functional = tractogram = None
     notices: list[str] = []
@@ -227,22 +228,23 @@ def gather_inputs(config: RunConfig) -> RunInputs:
     )
     return RunInputs(
         analyses, inspection, tuple(atlases), functional, tractogram, mrtrix, tuple(notices),
-        _metadata(analyses, atlases, functional, tractogram, mrtrix),
+        _metadata(analyses, functional, tractogram, mrtrix),
     )  # fmt: skip
 
 
 def _metadata(
     analyses: Sequence[str],
-    atlases: Sequence[Atlas],
     functional: FunctionalConnectome | None,
     tractogram: Tractogram | None,
     mrtrix: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Sidecar content of each analysis."""
     metadata: dict[str, dict[str, Any]] = {analysis: {} for analysis in analyses}
-    for content in metadata.values():
-        if atlases:
-            content["Atlases"] = [atlas_description(atlas) for atlas in atlases]
+    if "rd" in metadata:
+        metadata["rd"]["Method"] = (
+            "Voxels of every region inside the lesion, counted on the finer of the grids of mask "
+            "and atlas."
+        )
     if functional is not None:
         metadata["fnm"] |= {
             "Method": "Mean raw series of the lesion's voxels correlated with every voxel "

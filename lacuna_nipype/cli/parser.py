@@ -74,6 +74,8 @@ def _memory(text: str) -> float:
 
 
 def _existing(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path was given")
     path = _absolute(text)
     if not path.exists():
         raise argparse.ArgumentTypeError(f"{text} does not exist")
@@ -290,4 +292,7 @@ def _find_problem(options: dict) -> str | None:
     names = [words[0].lower() for words in options["custom_parcellation"]]
     if len(names) != len(set(names)):
         return "two --custom-parcellation have one name"
+    names = [name for name, _ in dict.fromkeys(options["derivatives"])]
+    if len(names) != len(set(names)):
+        return "two --derivatives have one name; give names: --derivatives NAME=PATH NAME=PATH"
     return None

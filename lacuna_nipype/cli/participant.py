@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lacuna_nipype import __version__
 from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.core.exceptions import DependencyError, LacunaError
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 OK, SOME_FAILED, USAGE, NOT_BUILT, MISSING_PROGRAM = 0, 1, 2, 70, 127
 logger = logging.getLogger("lacuna_nipype")
+# Without a log file yet, Python would print records of errors on the terminal once more.
+logger.addHandler(logging.NullHandler())
 
 
 def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
@@ -117,8 +120,14 @@ def _dataset_links(config: RunConfig, inputs: RunInputs) -> dict[str, Path]:
 
 def _prepare_output(config: RunConfig, log_dir: Path, links: dict[str, Path]) -> None:
     from lacuna_nipype.core.files import write_json
-    from lacuna_nipype.io.derivatives import dataset_lock, prepare_dataset
+    from lacuna_nipype.io.derivatives import (
+        dataset_lock,
+        prepare_dataset,
+        refuse_foreign_dataset,
+    )
 
+    # Before the lock, which is a file in the folder.
+    refuse_foreign_dataset(config.output_dir)
     with dataset_lock(config.output_dir):
         remarks = prepare_dataset(config.output_dir, links)
     log_dir.mkdir(parents=True)
@@ -142,6 +151,7 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
     -------
     nipype Workflow
     """
+    from lacuna_nipype.atlases.catalogue import atlas_description
     from lacuna_nipype.cli.inputs import SNM_RESOLUTION_MM
     from lacuna_nipype.workflows import init_lacuna_wf
 
@@ -152,7 +162,13 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
         base_dir=config.work_dir,
         analyses=inputs.analyses,
         atlases=[
-            {"image": atlas.image, "labels": atlas.labels, "entities": atlas.entities}
+            {
+                "image": atlas.image,
+                "labels": atlas.labels,
+                "entities": atlas.entities,
+                "name": atlas.id,
+                "description": atlas_description(atlas),
+            }
             for atlas in inputs.atlases
         ],
         functional_files=functional.paths if functional else (),
@@ -194,6 +210,7 @@ def _lesion_arguments(lesion: Lesion, links: dict[str, Path]) -> dict[str, Any]:
             "SpaceName": lesion.space,
             "LesionVoxels": lesion.n_voxels,
             "LesionVolumeML": lesion.volume_ml,
+            "Software": {"Name": "lacuna-nipype", "Version": __version__},
         },
     }
 
@@ -202,7 +219,7 @@ def _show_inputs(inputs: RunInputs) -> None:
     lesions = inputs.inspection.lesions
     participants = {lesion.record.subject for lesion in lesions}
     _say(
-        f"{len(lesions)} lesions of {len(participants)} participants: "
+        f"{_count(len(lesions), 'lesion')} of {_count(len(participants), 'participant')}: "
         f"{', '.join(inputs.analyses)}."
     )
     if inputs.functional:
@@ -293,23 +310,27 @@ def _report(config: RunConfig, inputs: RunInputs, outcome: RunOutcome, log_dir: 
         reason = outcome.error or outcome.failures[0].reason
         return _end(
             SOME_FAILED,
-            f"{len(outcome.failures) or 1} steps failed, {len(missing)} outputs are missing; "
-            f"first reason: {reason} Log: {log_dir}",
+            f"{_count(len(outcome.failures) or 1, 'step')} failed, outputs missing: "
+            f"{len(missing)}; first reason: {reason} Log: {log_dir}",
         )
     if missing:
         return _end(
             SOME_FAILED,
-            f"{len(missing)} outputs are missing, such as {missing[0]}; log: {log_dir}",
+            f"Outputs missing: {len(missing)}, such as {missing[0]}; log: {log_dir}",
         )
     refused = inputs.inspection.refused
     if refused:
         keys = ", ".join(list(refused)[:5]) + (", ..." if len(refused) > 5 else "")
         return _end(
             SOME_FAILED,
-            f"{len(refused)} masks were refused ({keys}; reasons above), all others are done: "
-            f"{config.output_dir}",
+            f"{_count(len(refused), 'mask')} refused ({keys}; reasons above), all others are "
+            f"done: {config.output_dir}",
         )
     return _end(OK, f"Results: {config.output_dir}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from lacuna_nipype.atlases.catalogue import atlas_description
 from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.inputs import RunInputs
 from lacuna_nipype.execution.runner import RunOutcome
@@ -53,6 +54,14 @@ def participant_records(
         "Software": software_versions(inputs.mrtrix_version),
         "Parameters": config.to_dict(),
         "Analyses": inputs.metadata,
+        "Atlases": [
+            {
+                **atlas_description(atlas),
+                "Fingerprint": fingerprint(atlas.image),
+                "LabelsFingerprint": fingerprint(atlas.labels),
+            }
+            for atlas in inputs.atlases
+        ],
     }
     by_file: dict[str, list[Lesion]] = defaultdict(list)
     for lesion in inputs.inspection.lesions:

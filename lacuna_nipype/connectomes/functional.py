@@ -41,6 +41,8 @@ class ConnectomeFile:
         Space the file's attributes declare, in TemplateFlow's name.
     subject_chunk : int
         Subjects that HDF5 stores together (1 where they can be read one at a time).
+    item_bytes : int
+        Bytes of one stored value.
     """
 
     path: Path
@@ -50,6 +52,12 @@ class ConnectomeFile:
     voxels: NDArray[np.int64]
     space: str | None
     subject_chunk: int
+    item_bytes: int = 4
+
+    @property
+    def read_bytes(self) -> int:
+        """Memory that one read of series takes, in bytes."""
+        return self.n_timepoints * self.n_voxels * self.item_bytes * self.subject_chunk
 
     @property
     def n_voxels(self) -> int:
@@ -61,7 +69,8 @@ class ConnectomeFile:
         """Fingerprint of grid and voxel order: equal for files that belong together."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(np.asarray(self.grid.shape, dtype="<i8").tobytes())
-        digest.update(np.round(self.grid.affine, 3).astype("<f8").tobytes())
+        # Adding zero turns -0.0, which has other bytes, into 0.0.
+        digest.update((np.round(self.grid.affine, 3) + 0.0).astype("<f8").tobytes())
         digest.update(np.ascontiguousarray(self.voxels, dtype="<i8").tobytes())
         return digest.hexdigest()
 
@@ -112,10 +121,10 @@ def _voxel_indices(
     raw: NDArray[np.integer], shape: tuple[int, ...], name: str
 ) -> NDArray[np.int64]:
     """Bring ``mask_indices`` to (3, V); with V = 3 the mask's shape decides."""
-    if raw.ndim != 2 or 3 not in raw.shape:
+    if raw.ndim != 2 or 3 not in raw.shape or raw.size == 0 or raw.dtype.kind not in "iu":
         raise ValidationError(
-            f"{name} has mask_indices of shape {raw.shape} where (3, voxels) is expected; "
-            "rebuild the connectome file."
+            f"{name} has mask_indices of shape {raw.shape} and type {raw.dtype} where integers "
+            "of shape (3, voxels) are expected; rebuild the connectome file."
         )
     layouts = [raw] if raw.shape[0] == 3 else []
     if raw.shape[1] == 3:
@@ -186,6 +195,7 @@ def read_connectome_file(path: Path) -> ConnectomeFile:
             series, grid, voxels = _read_datasets(handle, name)
             n_subjects, n_timepoints, _ = series.shape
             chunk = series.chunks[0] if series.chunks else 1
+            item_bytes = series.dtype.itemsize
             declared = handle.attrs.get("space")
             unique = np.unique(np.ravel_multi_index(tuple(voxels), grid.shape)).size
     except OSError as error:
@@ -204,8 +214,15 @@ def read_connectome_file(path: Path) -> ConnectomeFile:
     space = None
     if declared is not None:
         text = declared.decode() if isinstance(declared, bytes) else str(declared)
-        space = canonical_space(text) if text.strip() else None
-    return ConnectomeFile(path, n_subjects, n_timepoints, grid, voxels, space, chunk)
+        space = _named_space(text, path) if text.strip() else None
+    return ConnectomeFile(path, n_subjects, n_timepoints, grid, voxels, space, chunk, item_bytes)
+
+
+def _named_space(text: str, path: Path) -> str:
+    try:
+        return canonical_space(text)
+    except ValidationError as error:
+        raise ValidationError(f"{path}: {error}") from error
 
 
 def _hdf5_reason(error: OSError) -> str:
@@ -261,7 +278,7 @@ def _sidecar_space(location: Path) -> str | None:
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValidationError(f"{path} is not valid JSON; repair or remove it.") from error
         if isinstance(content, dict) and content.get("Space"):
-            return canonical_space(str(content["Space"]))
+            return _named_space(str(content["Space"]), path)
     return None
 
 

@@ -25,7 +25,10 @@ def seeds_digest(seeds: Sequence[Seed]) -> str:
     return digest.hexdigest()
 
 
-def seeds_per_group(file: ConnectomeFile, memory_gb: float, item_bytes: int = 4) -> int:
+INTERPRETER_BYTES = 250e6
+
+
+def seeds_per_group(file: ConnectomeFile, memory_gb: float) -> int:
     """How many seeds fit into memory at once.
 
     Parameters
@@ -33,24 +36,20 @@ def seeds_per_group(file: ConnectomeFile, memory_gb: float, item_bytes: int = 4)
     file : ConnectomeFile
     memory_gb : float
         Budget in GB (1e9 bytes) for the whole process.
-    item_bytes : int
-        Bytes per stored value of the series.
 
     Returns
     -------
     int
         At least 1: a single seed runs whatever the budget says.
     """
-    one_read = file.n_timepoints * file.n_voxels * item_bytes * file.subject_chunk
-    interpreter = 250e6
-    left = memory_gb * 1e9 - interpreter - one_read
+    left = memory_gb * 1e9 - INTERPRETER_BYTES - file.read_bytes
     return max(1, int(left // bytes_per_seed(file.n_voxels)))
 
 
 def pass_memory_gb(file: ConnectomeFile, n_seeds: int) -> float:
     """Memory in GB that a pass over a file takes with all seeds in one group."""
-    one_read = file.n_timepoints * file.n_voxels * 4 * file.subject_chunk
-    return (250e6 + one_read + n_seeds * bytes_per_seed(file.n_voxels)) / 1e9
+    seeds = n_seeds * bytes_per_seed(file.n_voxels)
+    return (INTERPRETER_BYTES + file.read_bytes + seeds) / 1e9
 
 
 def write_partial(
@@ -80,7 +79,14 @@ def write_partial(
     -------
     Path
         The target.
+
+    Raises
+    ------
+    ValidationError
+        No seed was given.
     """
+    if not seeds:
+        raise ValidationError(f"No lesion was given to correlate with {file.path}.")
     group_size = min(len(seeds), seeds_per_group(file, memory_gb))
     groups = [slice(i, i + group_size) for i in range(0, len(seeds), group_size)]
     total, done = len(groups) * file.n_subjects, 0

@@ -80,6 +80,11 @@ def binarise_mask(data: NDArray[Any], name: str) -> tuple[NDArray[np.bool_], lis
         )
     if data.size == 0:
         raise ValidationError(f"{name} has no voxels at all; give another file.")
+    if data.dtype.kind not in "biuf":
+        raise ValidationError(
+            f"{name} holds {data.dtype} values where a lesion mask holds plain numbers; "
+            "export it as integers."
+        )
     warnings: list[str] = []
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         what = "only NaN" if np.isnan(data).all() else "NaN or infinite values"
@@ -87,7 +92,8 @@ def binarise_mask(data: NDArray[Any], name: str) -> tuple[NDArray[np.bool_], lis
     if data.dtype.kind == "b":
         mask = data
     else:
-        near_zero = np.abs(data) <= BINARY_TOLERANCE
+        # Not np.abs: in 8 bits the absolute value of -128 is -128.
+        near_zero = (data >= -BINARY_TOLERANCE) & (data <= BINARY_TOLERANCE)
         if np.all(near_zero | (np.abs(data - 1.0) <= BINARY_TOLERANCE)):
             mask = ~near_zero
         elif np.all(near_zero | (data == 255)):

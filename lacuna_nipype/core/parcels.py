@@ -14,7 +14,12 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.resampling import nearest_voxels, resample_nearest
+from lacuna_nipype.core.resampling import (
+    count_outside,
+    nearest_voxels,
+    resample_mask,
+    resample_nearest,
+)
 from lacuna_nipype.core.spaces import Grid
 
 STATISTICS = ("mean", "sum", "median", "std", "percent", "volume")
@@ -70,6 +75,8 @@ def integer_labels(data: NDArray[Any], name: str) -> NDArray[np.int64]:
     ValidationError
         The values are not whole numbers.
     """
+    if data.dtype.kind not in "biuf":
+        raise ValidationError(f"{name} holds {data.dtype} values where labels are plain numbers.")
     if data.dtype.kind == "f":
         rounded = np.rint(np.where(np.isfinite(data), data, 0))
         if not np.allclose(np.where(np.isfinite(data), data, 0), rounded, atol=1e-3, rtol=0):
@@ -203,7 +210,8 @@ class RegionalDamageResult:
     voxel_volume_ml : float
         Volume of one voxel of the grid used.
     lesion_in_regions : float
-        Per cent of lesion voxels that lie in some region; NaN for an empty lesion.
+        Per cent of the lesion that lies in some region, with what is outside the atlas's field
+        of view counted as in none; NaN for an empty lesion.
     """
 
     damage: NDArray[np.float64]
@@ -249,12 +257,13 @@ def regional_damage(
     RegionalDamageResult
         100 * |lesion and region| / |region|; probabilities are summed instead of counted.
     """
-    n_lesion = int(np.count_nonzero(mask))
+    n_lesion = float(np.count_nonzero(mask))
     if parcels.grid.voxel_volume_ml <= mask_grid.voxel_volume_ml * 1.001:
-        on_atlas = resample_nearest(mask, mask_grid, parcels.grid)
+        on_atlas, _ = resample_mask(mask, mask_grid, parcels.grid)
         lesion = on_atlas.ravel().astype(np.float64)
-        n_lesion = int(lesion.sum())
         total, volume = parcels.totals, parcels.grid.voxel_volume_ml
+        outside = count_outside(mask, mask_grid, parcels.grid)
+        n_lesion = lesion.sum() + outside * mask_grid.voxel_volume_ml / volume
     else:
         lesion, lattice = _counts_per_atlas_voxel(mask, mask_grid, parcels.grid)
         total, volume = _product(parcels.weights, lattice), mask_grid.voxel_volume_ml

@@ -40,8 +40,12 @@ class LesionResampling:
     kept_by_centre: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a sidecar."""
-        return asdict(self)
+        """Plain values for a sidecar, under BIDS-style keys (``VoxelsBefore``, ...)."""
+        names = {"ml": "ML", "mm": "MM"}
+        return {
+            "".join(names.get(word, word.capitalize()) for word in key.split("_")): value
+            for key, value in asdict(self).items()
+        }
 
 
 def to_canonical(data: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], Grid]:
@@ -147,6 +151,7 @@ def resample_linear(data: NDArray[Any], source: Grid, target: Grid) -> NDArray[n
     Parameters
     ----------
     data : array, shape of the source grid
+        Values that are not finite count as 0, so that a background of NaN does not spread.
     source, target : Grid
 
     Returns
@@ -155,11 +160,12 @@ def resample_linear(data: NDArray[Any], source: Grid, target: Grid) -> NDArray[n
     """
     from scipy.ndimage import affine_transform
 
+    values = np.nan_to_num(np.asarray(data, dtype=np.float32), nan=0, posinf=0, neginf=0)
     if source.same_as(target):
-        return np.array(data, dtype=np.float32)
+        return values
     matrix = voxel_map(source, target)
     return affine_transform(
-        np.asarray(data, dtype=np.float32),
+        values,
         matrix[:3, :3],
         matrix[:3, 3],
         output_shape=target.shape,
@@ -175,6 +181,14 @@ def centre_of_mass(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.float64] |
     if len(voxels) == 0:
         return None
     return grid.affine[:3, :3] @ voxels.mean(axis=0) + grid.affine[:3, 3]
+
+
+def count_outside(mask: NDArray[np.bool_], source: Grid, target: Grid) -> int:
+    """Count the voxels of a mask whose centres lie outside a grid's field of view."""
+    matrix = voxel_map(target.canonical, source)
+    index = _round_indices(np.argwhere(mask) @ matrix[:3, :3].T + matrix[:3, 3])
+    outside = (index < 0) | (index >= target.canonical.shape)
+    return int(np.count_nonzero(outside.any(axis=1)))
 
 
 def resample_mask(
@@ -199,10 +213,12 @@ def resample_mask(
     before = centre_of_mass(mask, source)
     kept = False
     if before is not None and not resampled.any():
-        position = np.linalg.inv(target.affine) @ np.append(before, 1.0)
+        # In RAS order, so that a centre midway between two voxels goes the same way in the world.
+        view, ras = to_canonical(resampled, target)
+        position = np.linalg.inv(ras.affine) @ np.append(before, 1.0)
         index = _round_indices(position[:3])
-        if np.all((index >= 0) & (index < target.shape)):
-            resampled[tuple(index)] = True
+        if np.all((index >= 0) & (index < ras.shape)):
+            view[tuple(index)] = True
             kept = True
     after = centre_of_mass(resampled, target)
     shift = None

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 # Below nipype's logger, whose level the workers of a run take from its configuration.
 logger = logging.getLogger("nipype.interface.lacuna")
+# Folder in which Nipype runs the pieces of a MapNode.
+_PIECES = "mapflow"
 
 
 def log_progress(what: str, *, every_seconds: float = 30.0) -> Callable[[int, int], None]:
@@ -60,6 +62,36 @@ class NodeRecord:
     started: float = field(default=0.0, repr=False)
 
 
+def step_name(name: str, folder: Path, base_dir: str | Path | None) -> str:
+    """Full name of a node; Nipype gives the pieces of a MapNode none, but their folders do.
+
+    Parameters
+    ----------
+    name : str
+        Name as Nipype has it.
+    folder : Path
+        Where the node works.
+    base_dir : path-like or None
+        Work folder of the run.
+
+    Returns
+    -------
+    str
+    """
+    if folder.parent.name != _PIECES or base_dir is None or not folder.is_relative_to(base_dir):
+        return name
+    above = folder.parent.parent.relative_to(base_dir)
+    return ".".join([*above.parts, folder.name])
+
+
+def _result_time(node: Any, folder: Path) -> int | None:
+    """When Nipype wrote the result of a node, in ns; None while there is none."""
+    try:
+        return (folder / f"result_{node.name}.pklz").stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def _nobody_listens(node: Any, status: str) -> None:
     """Stand in for the listener in the pickled copies of nodes."""
 
@@ -77,16 +109,31 @@ class RunProgress:
         Nodes of the expanded graph; pieces of a MapNode are added as they appear.
     stream : file, optional
         Where to draw; a bar on a terminal, one line per ten per cent elsewhere.
+    base_dir : path-like, optional
+        Work folder of the run: names the pieces of a MapNode after it.
+    announced : bool
+        The plugin announces the start of every step, as Linear does: what ends without was left
+        out because something before it failed. MultiProc announces no cached step.
     """
 
-    def __init__(self, total: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        stream: TextIO | None = None,
+        *,
+        base_dir: str | Path | None = None,
+        announced: bool = False,
+    ) -> None:
         self.records: dict[str, NodeRecord] = {}
         self.total = total
+        self._base_dir = base_dir
+        self._announced = announced
         self._stream = stream or sys.stderr
         self._bar: Any = None
         self._last_tenth = 0
-        # File systems round times; no run starts in the second in which another ended.
-        self._started = time.time() - 0.05
+        # Time of the result that each step had from an earlier run, when it started.
+        self._earlier: dict[str, int | None] = {}
+        self._started = time.time_ns()
         if self._stream.isatty():
             from tqdm import tqdm
 
@@ -94,28 +141,35 @@ class RunProgress:
 
     def __call__(self, node: Any, status: str) -> None:
         """Take a report of the plugin: ``start``, ``end`` or ``exception``."""
-        name = node.fullname
+        folder = Path(node.output_dir())
+        name = step_name(node.fullname, folder, self._base_dir)
         record = self.records.get(name)
+        if status == "end" and record is None and self._announced:
+            return
+        if record is None and folder.parent.name == _PIECES:
+            self.total += 1
         if status == "start":
             self.records[name] = NodeRecord(name, "running", started=time.monotonic())
-            if getattr(node, "index", None) is not None and "mapflow" in str(node.output_dir()):
-                self.total += 1
+            self._earlier[name] = _result_time(node, folder)
         elif record is None or record.status == "running":
-            self.records[name] = self._ended(node, record, status)
+            self.records[name] = self._ended(node, name, record, status)
         self._draw(name)
 
     def __reduce__(self) -> tuple[Callable[[], Callable[[Any, str], None]], tuple[()]]:
         """Pickle as a listener that does nothing: nipype stores it with every MapNode."""
         return _listener_of_a_copy, ()
 
-    def _ended(self, node: Any, record: NodeRecord | None, status: str) -> NodeRecord:
+    def _ended(self, node: Any, name: str, record: NodeRecord | None, status: str) -> NodeRecord:
         """Tell a node that ran from one that nipype found finished: its result is new."""
         if status != "end":
-            return NodeRecord(node.fullname, "failed")
-        result = Path(node.output_dir()) / f"result_{node.name}.pklz"
-        ran = result.is_file() and result.stat().st_mtime >= self._started
-        seconds = time.monotonic() - record.started if ran and record is not None else None
-        return NodeRecord(node.fullname, "done" if ran else "cached", seconds)
+            return NodeRecord(name, "failed")
+        now = _result_time(node, Path(node.output_dir()))
+        if record is not None and now != self._earlier.get(name):
+            return NodeRecord(name, "done", time.monotonic() - record.started)
+        # MultiProc runs small steps by itself and announces no start of theirs.
+        if record is None and now is not None and now >= self._started:
+            return NodeRecord(name, "done")
+        return NodeRecord(name, "cached")
 
     @property
     def finished(self) -> int:

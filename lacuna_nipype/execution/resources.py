@@ -33,10 +33,10 @@ def parse_memory(text: str) -> float:
     ValidationError
         Not an amount, or less than 0.5 GB.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([mgt]?)(?:i?b)?\s*", text.lower())
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(?:([mgt])(?:i?b)?)?\s*", text.lower())
     if match is None:
         raise ValidationError(f"{text!r} is not an amount of memory; write 16G or 16000 (MB).")
-    amount = float(match.group(1)) * _UNITS[match.group(2)]
+    amount = float(match.group(1)) * _UNITS[match.group(2) or ""]
     if amount < 0.5:
         raise ValidationError(
             f"{text!r} is {amount:g} GB; at least 0.5 GB is needed (a number without unit is MB)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import gc
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lacuna_nipype.execution.progress import NodeRecord, RunProgress
+from lacuna_nipype.execution.progress import NodeRecord, RunProgress, step_name
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def configure_nipype(*, log_dir: Path, stop_on_first_crash: bool, verbose: int =
             # A content hash would read the whole connectome for every node.
             "hash_method": "timestamp",
             "stop_on_first_crash": str(stop_on_first_crash).lower(),
-            "poll_sleep_duration": "0.1",
+            "poll_sleep_duration": "0.02",
             "check_version": "false",
         },
         "logging": {
@@ -174,25 +175,30 @@ def run_graph(
     RunOutcome
         Failing steps do not raise: everything that does not depend on them still runs.
     """
-    progress = RunProgress(n_nodes)
+    progress = RunProgress(n_nodes, base_dir=workflow.base_dir, announced=plugin == "Linear")
     arguments = plugin_arguments(plugin, nprocs=nprocs, memory_gb=memory_gb, progress=progress)
     error = None
+    # MultiProc collects garbage at every poll; what is imported by now need not be looked at.
+    gc.freeze()
     try:
         workflow.run(plugin=plugin, plugin_args=arguments)
     except Exception as exception:  # noqa: BLE001 - nipype raises whatever a node raised
         error = _last_line(str(exception)) or type(exception).__name__
     finally:
+        gc.unfreeze()
         progress.close()
-    failures = read_failures(crash_dir)
+    failures = read_failures(crash_dir, workflow.base_dir)
     return RunOutcome(progress.records, failures, error if error and not failures else None)
 
 
-def read_failures(crash_dir: Path) -> tuple[Failure, ...]:
+def read_failures(crash_dir: Path, base_dir: str | Path | None = None) -> tuple[Failure, ...]:
     """Read the text crash files of a run.
 
     Parameters
     ----------
     crash_dir : Path
+    base_dir : path-like, optional
+        Work folder of the run: names the pieces of a MapNode after it.
 
     Returns
     -------
@@ -204,15 +210,24 @@ def read_failures(crash_dir: Path) -> tuple[Failure, ...]:
         text = path.read_text(encoding="utf-8", errors="replace")
         match = re.search(r"^Node: (.+)$", text, flags=re.MULTILINE)
         node = match.group(1).strip() if match else path.stem
+        folder = re.search(r"^Working directory: (.+)$", text, flags=re.MULTILINE)
+        if folder:
+            node = step_name(node, Path(folder.group(1).strip()), base_dir)
         failures[node] = Failure(node, _reason(text), path)
     return tuple(failures.values())
 
 
 def _reason(text: str) -> str:
-    """Last line that reads like ``package.Error: message``, without the package."""
-    errors = re.findall(r"^(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*): (.+)$", text, flags=re.MULTILINE)
-    named = [message for name, message in errors if name.endswith(("Error", "Exception"))]
-    return named[-1].strip() if named else _last_line(text)
+    """Last line that reads like ``package.Error: message``, without the package.
+
+    Nipype appends the traceback of the interface, indented.
+    """
+    pattern = r"^[ \t]*(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*(?:Error|Exception))(?:: (.+))?$"
+    errors = re.findall(pattern, text, flags=re.MULTILINE)
+    if not errors:
+        return _last_line(text)
+    name, message = errors[-1]
+    return message.strip() or name
 
 
 def _last_line(text: str) -> str:

@@ -42,6 +42,13 @@ class _DerivativesDataSinkOutputSpec(TraitedSpec):
     out_meta = OutputMultiObject(File(exists=True), desc="their sidecars; none beside JSON files")
 
 
+def _extension(in_file):
+    """Extension of a file, ``.nii.gz`` as a whole; None lets the path pattern choose."""
+    if in_file is None:
+        return None
+    return ".nii.gz" if in_file.endswith(".nii.gz") else Path(in_file).suffix
+
+
 class DerivativesDataSink(SimpleInterface):
     """Copy files to the names that the package's path patterns give, each with a sidecar.
 
@@ -55,29 +62,45 @@ class DerivativesDataSink(SimpleInterface):
     @property
     def always_run(self):
         """Nipype asks this before it trusts its cache: yes while a stored file is missing."""
-        return not all(target.is_file() for target in self.targets())
+        try:
+            return not all(target.is_file() for target in self.targets())
+        except ValueError:
+            # The run itself says what is wrong; raised here it would end all other steps too.
+            return True
 
     def targets(self):
-        """Paths under which the files will be stored; empty while inputs are unknown.
+        """Paths under which the files will be stored.
+
+        Nipype may ask before it has fetched connected inputs: the entities alone then tell the
+        names, with the usual extension of each kind of file.
 
         Returns
         -------
         list of Path
+
+        Raises
+        ------
+        ValidationError
+            Two files would have one name.
         """
+        from lacuna_nipype.core.exceptions import ValidationError
         from lacuna_nipype.io.naming import build_path
 
-        if not isdefined(self.inputs.in_file) or not isdefined(self.inputs.entities):
+        inputs = self.inputs
+        if not isdefined(inputs.base_directory) or not isdefined(inputs.entities):
             return []
-        variants = self.inputs.variants if isdefined(self.inputs.variants) else []
-        names = []
-        for number, in_file in enumerate(self.inputs.in_file):
-            entities = dict(self.inputs.entities)
-            entities.update(variants[number] if variants else {})
-            entities["extension"] = "".join(Path(in_file).suffixes[-2:])
-            if not in_file.endswith(".nii.gz"):
-                entities["extension"] = Path(in_file).suffix
-            names.append(Path(self.inputs.base_directory) / build_path(entities))
-        return names
+        variants = list(inputs.variants) if isdefined(inputs.variants) else []
+        files = [None] * max(len(variants), 1)
+        if isdefined(inputs.in_file):
+            files = list(inputs.in_file)
+        paths = [
+            Path(inputs.base_directory)
+            / build_path({**inputs.entities, **own, "extension": _extension(in_file)})
+            for in_file, own in zip(files, variants or [{}] * len(files), strict=True)
+        ]
+        if len(set(paths)) < len(paths):
+            raise ValidationError(f"Several files would be stored as one of {paths}.")
+        return paths
 
     def _run_interface(self, runtime):
         from lacuna_nipype.core.files import atomic_path, write_json

@@ -9,7 +9,6 @@ from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
     InputMultiObject,
-    OutputMultiObject,
     SimpleInterface,
     TraitedSpec,
     traits,
@@ -100,13 +99,13 @@ class _ReduceCorrelationInputSpec(BaseInterfaceInputSpec):
 
 
 class _ReduceCorrelationOutputSpec(TraitedSpec):
-    r_maps = OutputMultiObject(File(exists=True), desc="mean correlation per lesion: tanh(z)")
-    z_maps = OutputMultiObject(File(exists=True), desc="mean Fisher z per lesion")
-    t_maps = OutputMultiObject(
+    r_maps = traits.List(File(exists=True), desc="mean correlation per lesion: tanh(z)")
+    z_maps = traits.List(File(exists=True), desc="mean Fisher z per lesion")
+    t_maps = traits.List(
         File(exists=True), desc="one-sample t of z per lesion; none for a single subject"
     )
     valid_mask = File(exists=True, desc="voxels whose series vary in some subject")
-    summaries = OutputMultiObject(File(exists=True), desc="JSON summary per lesion")
+    summaries = traits.List(File(exists=True), desc="JSON summary per lesion")
 
 
 class ReduceCorrelation(SimpleInterface):

@@ -58,6 +58,9 @@ class _RegionalDamageInputSpec(BaseInterfaceInputSpec):
     parcels_files = InputMultiObject(
         File(exists=True), mandatory=True, desc="atlases from PrepareParcels, on their own grids"
     )
+    atlas_names = traits.List(
+        traits.Str(), desc="names of the atlases in the summary, in the order of parcels_files"
+    )
 
 
 class _RegionalDamageOutputSpec(TraitedSpec):
@@ -78,7 +81,8 @@ class RegionalDamage(SimpleInterface):
 
         data, grid = load_map(self.inputs.mask_file)
         parcels = [read_parcels(Path(path)) for path in self.inputs.parcels_files]
-        tables, summary = write_damage(data > 0, grid, parcels, Path(runtime.cwd))
+        names = self.inputs.atlas_names if isdefined(self.inputs.atlas_names) else None
+        tables, summary = write_damage(data > 0, grid, parcels, Path(runtime.cwd), names)
         self._results["tables"] = [str(path) for path in tables]
         self._results["summary"] = str(summary)
         return runtime

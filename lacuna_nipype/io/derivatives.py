@@ -65,6 +65,33 @@ def read_description(dataset: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def refuse_foreign_dataset(output_dir: Path) -> None:
+    """Refuse a folder that holds a dataset of somebody else; nothing is written.
+
+    Parameters
+    ----------
+    output_dir : Path
+        It need not exist.
+
+    Raises
+    ------
+    BidsError
+        The folder holds a dataset that this package did not write.
+    """
+    existing = read_description(output_dir)
+    if existing and _maker(existing).get("Name") != "lacuna-nipype":
+        raise BidsError(
+            f"Output folder {output_dir} already holds another dataset "
+            f"({existing.get('Name', 'unnamed')}); choose an empty folder."
+        )
+
+
+def _maker(description: Mapping[str, Any]) -> dict[str, Any]:
+    """First entry of a description's ``GeneratedBy``; empty where there is none."""
+    makers = description.get("GeneratedBy") or [{}]
+    return makers[0] if isinstance(makers, list) and isinstance(makers[0], dict) else {}
+
+
 def prepare_dataset(output_dir: Path, links: Mapping[str, Path | str]) -> list[str]:
     """Create or refresh the files at the root of a derivatives dataset, under its lock.
 
@@ -85,21 +112,14 @@ def prepare_dataset(output_dir: Path, links: Mapping[str, Path | str]) -> list[s
     BidsError
         The folder holds a dataset that this package did not write.
     """
+    refuse_foreign_dataset(output_dir)
     existing = read_description(output_dir)
     remarks: list[str] = []
-    if existing:
-        makers = existing.get("GeneratedBy") or [{}]
-        maker = makers[0] if isinstance(makers, list) and isinstance(makers[0], dict) else {}
-        if maker.get("Name") != "lacuna-nipype":
-            raise BidsError(
-                f"Output folder {output_dir} already holds another dataset "
-                f"({existing.get('Name', 'unnamed')}); choose an empty folder."
-            )
-        if maker.get("Version") != __version__:
-            remarks.append(
-                f"{output_dir} holds results of version {maker.get('Version')}; those computed "
-                f"now are of {__version__}."
-            )
+    if existing and _maker(existing).get("Version") != __version__:
+        remarks.append(
+            f"{output_dir} holds results of version {_maker(existing).get('Version')}; those "
+            f"computed now are of {__version__}."
+        )
     merged = dict(existing.get("DatasetLinks", {}))
     for name, target in links.items():
         if name in merged and merged[name] != str(target):
@@ -115,9 +135,17 @@ def prepare_dataset(output_dir: Path, links: Mapping[str, Path | str]) -> list[s
     }
     if description != existing:
         write_json(output_dir / "dataset_description.json", description)
-    with atomic_path(output_dir / ".bidsignore") as temporary:
-        temporary.write_text("\n".join(IGNORED) + "\n", encoding="utf-8")
+    _complete_bidsignore(output_dir / ".bidsignore")
     return remarks
+
+
+def _complete_bidsignore(path: Path) -> None:
+    """Add the patterns that are missing; lines that somebody else added stay."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    missing = [pattern for pattern in IGNORED if pattern not in lines]
+    if missing:
+        with atomic_path(path) as temporary:
+            temporary.write_text("\n".join([*lines, *missing]) + "\n", encoding="utf-8")
 
 
 def bids_uri(path: Path, links: Mapping[str, Path | str]) -> str:

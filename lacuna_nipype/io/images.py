@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nb
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import ValidationError
@@ -90,7 +91,7 @@ def _load(path: Path, name: str) -> nb.Nifti1Image:
         raise ValidationError(f"{name} does not exist.")
     try:
         image = nb.load(path)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
         raise ValidationError(
             f"{name} is not a readable NIfTI image (damaged, truncated or another format); "
             "export it again as .nii.gz."

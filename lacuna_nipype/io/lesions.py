@@ -196,11 +196,15 @@ def _space_of(
             f"{name} does not say which space it is in (no space- entity, no Space in its JSON); "
             f"add --mask-space SPACE (one of {', '.join(known_spaces())})."
         )
-    if not insist:
-        return check_declared_space(record.space, mask.grid, name)
+    try:
+        canonical_space(record.space)
+    except ValidationError as error:
+        raise ValidationError(f"{name} cannot be placed: {error}") from error
     try:
         return check_declared_space(record.space, mask.grid, name)
     except SpatialMismatchError as error:
+        if not insist:
+            raise
         warnings.append(f"{error} --mask-space insists, so the declaration is followed.")
         return canonical_space(record.space)
 

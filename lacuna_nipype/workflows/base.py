@@ -26,7 +26,7 @@ def workflow_name() -> str:
 def lesion_workflow_names(key: str) -> tuple[str, str]:
     """Names of a lesion's mask workflow and of its analyses, from the text that identifies it."""
     # A plus sign is allowed in BIDS labels and not in node names.
-    stem = re.sub(r"[^0-9A-Za-z]+", "_", key.replace("+", "plus"))
+    stem = re.sub(r"[^0-9A-Za-z]+", "_", key.replace("+", "_plus_"))
     return f"{stem}_mask_wf", f"{stem}_wf"
 
 
@@ -86,7 +86,8 @@ def init_lacuna_wf(
     analyses : sequence of {"rd", "fnm", "snm"}
         What to do.
     atlases : sequence of mappings
-        ``image``, ``labels`` and ``entities`` of each atlas.
+        ``image``, ``labels`` and ``entities`` of each atlas; optionally ``name`` and
+        ``description`` for summaries and sidecars.
     functional_files : sequence of path-like
         HDF5 files of the functional connectome.
     functional_resolution : str, optional
@@ -140,7 +141,7 @@ def init_lacuna_wf(
                 entities=lesion["entities"],
                 output_dir=output_dir,
                 analyses=analyses,
-                atlases=[atlas["entities"] for atlas in atlases],
+                atlases=atlases,
                 mask_resolution=lesion.get("resolution"),
                 fnm_maps=fnm_maps,
                 fnm_resolution=functional_resolution,
@@ -212,7 +213,7 @@ def _parcels_nodes(workflow, analysis, atlases, fnm_wf, tdi_wf) -> pe.Node:
 
 def _pick(items, number):
     """Take one lesion's file from a list over lesions (nipype stores the source of this)."""
-    return items[number] if isinstance(items, list) else items
+    return items[number]
 
 
 def _connect_pass(workflow, fnm_wf, mask_wfs, lesion_wfs, fnm_maps) -> None:

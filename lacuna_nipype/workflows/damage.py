@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from lacuna_nipype.interfaces.parcels import RegionalDamage
 
 
-def init_damage_wf(*, name: str = "damage_wf") -> pe.Workflow:
+def init_damage_wf(*, atlas_names: Sequence[str] = (), name: str = "damage_wf") -> pe.Workflow:
     """Compute the per cent of every region inside a lesion.
 
     Workflow Graph
@@ -21,6 +23,8 @@ def init_damage_wf(*, name: str = "damage_wf") -> pe.Workflow:
 
     Parameters
     ----------
+    atlas_names : sequence of str
+        Names of the atlases in the summary, in the order of the input.
     name : str
         Name of the workflow.
 
@@ -44,6 +48,8 @@ def init_damage_wf(*, name: str = "damage_wf") -> pe.Workflow:
     )
     outputnode = pe.Node(niu.IdentityInterface(fields=["tables", "summary"]), name="outputnode")
     damage = pe.Node(RegionalDamage(), name="damage", mem_gb=0.6)
+    if atlas_names:
+        damage.inputs.atlas_names = list(atlas_names)
     workflow.connect(
         [
             (

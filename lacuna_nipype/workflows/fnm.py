@@ -65,7 +65,10 @@ def init_fnm_wf(
         ),
         name="outputnode",
     )
-    brain = pe.Node(ConnectomeMask(connectome_file=files[0]), name="brain", mem_gb=0.5)
+    # A buffer, so that the graph can be built before the files are there.
+    connectome = pe.Node(niu.IdentityInterface(fields=["files", "first"]), name="connectome")
+    connectome.inputs.trait_set(files=files, first=files[0])
+    brain = pe.Node(ConnectomeMask(), name="brain", mem_gb=0.5)
     seeds = pe.MapNode(ResampleMask(), iterfield=["in_file"], name="seeds", mem_gb=0.5)
     correlate = pe.MapNode(
         CorrelateBatch(memory_gb=memory_gb),
@@ -74,10 +77,12 @@ def init_fnm_wf(
         mem_gb=memory_gb,
         n_procs=omp_nthreads,
     )
-    correlate.inputs.connectome_file = files
-    reduce_ = pe.Node(ReduceCorrelation(connectome_file=files[0]), name="reduce", mem_gb=1.0)
+    reduce_ = pe.Node(ReduceCorrelation(), name="reduce", mem_gb=1.0)
     workflow.connect(
         [
+            (connectome, brain, [("first", "connectome_file")]),
+            (connectome, correlate, [("files", "connectome_file")]),
+            (connectome, reduce_, [("first", "connectome_file")]),
             (inputnode, seeds, [("mask_files", "in_file")]),
             (brain, seeds, [("out_file", "reference")]),
             (seeds, correlate, [("out_file", "mask_files")]),

@@ -42,7 +42,7 @@ def init_lesion_wf(
     entities: Mapping[str, str],
     output_dir: str | Path,
     analyses: Sequence[str],
-    atlases: Sequence[Mapping[str, str]] = (),
+    atlases: Sequence[Mapping[str, Any]] = (),
     mask_resolution: str | None = None,
     fnm_maps: Sequence[str] = ("r", "z", "t"),
     fnm_resolution: str | None = None,
@@ -67,7 +67,7 @@ def init_lesion_wf(
                 entities={"subject": "01", "space": "MNI152NLin6Asym", "label": "L"},
                 output_dir="derivatives",
                 analyses=["rd"],
-                atlases=[{"atlas": "Demo"}],
+                atlases=[{"entities": {"atlas": "Demo"}}],
             )
 
     Parameters
@@ -79,7 +79,8 @@ def init_lesion_wf(
     analyses : sequence of {"rd", "fnm", "snm"}
         What to do.
     atlases : sequence of mappings
-        Entities of each atlas, in the order of the prepared parcels.
+        ``entities`` and optionally ``name`` and ``description`` of each atlas, in the order of
+        the prepared parcels.
     mask_resolution, fnm_resolution, snm_resolution : str, optional
         Values of the ``res`` entity of the mask and of each analysis's maps.
     fnm_maps : sequence of str
@@ -125,7 +126,8 @@ def init_lesion_wf(
             metadata=metadata.get("rd"),
             name="rd_output_wf",
         )
-        _connect_damage(workflow, inputnode, output_wf)
+        damage_wf = init_damage_wf(atlas_names=[atlas["name"] for atlas in atlases if "name" in atlas])
+        _connect_damage(workflow, inputnode, damage_wf, output_wf)
     if "fnm" in analyses:
         output_wf = init_output_wf(
             **shared,
@@ -177,8 +179,7 @@ def _mask_sink(output_dir, entities, resolution, metadata) -> pe.Node:
     return sink
 
 
-def _connect_damage(workflow, inputnode, output_wf) -> None:
-    damage_wf = init_damage_wf()
+def _connect_damage(workflow, inputnode, damage_wf, output_wf) -> None:
     workflow.connect(
         [
             (

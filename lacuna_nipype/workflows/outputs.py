@@ -20,7 +20,7 @@ def init_output_wf(
     entities: Mapping[str, str],
     maps: Sequence[str] = (),
     map_entities: Mapping[str, str] | None = None,
-    atlases: Sequence[Mapping[str, str]] = (),
+    atlases: Sequence[Mapping[str, Any]] = (),
     tables: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
     with_meta_file: bool = False,
@@ -54,7 +54,8 @@ def init_output_wf(
     map_entities : mapping, optional
         Further entities of the maps, such as ``res``.
     atlases : sequence of mappings
-        Entities of each atlas that there are tables of.
+        ``entities`` of each atlas that there are tables of, and optionally its
+        ``description`` for the sidecars.
     tables : sequence of str
         Quantities of the tables of each atlas.
     metadata : mapping, optional
@@ -96,8 +97,12 @@ def init_output_wf(
         described.append(describe_map(analysis, quantity, map_entities or {}))
     for atlas in atlases:
         for quantity in tables:
-            variants.append({**atlas, "statistic": quantity, "suffix": "parcelstats"})
-            described.append(describe_table(analysis, quantity))
+            variants.append(
+                {**atlas["entities"], "statistic": quantity, "suffix": "parcelstats"}
+            )
+            described.append(
+                {**describe_table(analysis, quantity), "Atlas": atlas.get("description", {})}
+            )
     variants.append({"suffix": "stats"})
     described.append({})
     sink.inputs.variants, sink.inputs.variant_metadata = variants, described

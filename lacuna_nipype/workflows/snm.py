@@ -11,6 +11,13 @@ from lacuna_nipype.interfaces.mrtrix import SelectStreamlines, TCKMap
 from lacuna_nipype.interfaces.structural import DisconnectionMap, TemplateGrid
 
 
+def _tractogram_buffer(tractogram: str | Path) -> pe.Node:
+    """Hold the tractogram's path, so that a graph can be built before the file is there."""
+    buffer = pe.Node(niu.IdentityInterface(fields=["tractogram"]), name="tractogram_buffer")
+    buffer.inputs.tractogram = str(tractogram)
+    return buffer
+
+
 def _tckmap_node(name: str, upsample: int | None, mem_gb: float) -> pe.Node:
     tckmap = pe.Node(TCKMap(out_file="tdi.nii.gz"), name=name, mem_gb=mem_gb)
     if upsample is not None:
@@ -61,9 +68,10 @@ def init_tdi_wf(
     outputnode = pe.Node(niu.IdentityInterface(fields=["template", "full_tdi"]), name="outputnode")
     grid = pe.Node(TemplateGrid(space=space, resolution=resolution), name="grid", mem_gb=0.3)
     tckmap = _tckmap_node("tckmap", upsample, mem_gb=0.5)
-    tckmap.inputs.in_file = str(tractogram)
+    buffer = _tractogram_buffer(tractogram)
     workflow.connect(
         [
+            (buffer, tckmap, [("tractogram", "in_file")]),
             (grid, tckmap, [("out_file", "reference")]),
             (grid, outputnode, [("out_file", "template")]),
             (tckmap, outputnode, [("out_file", "full_tdi")]),
@@ -121,17 +129,14 @@ def init_snm_wf(
         niu.IdentityInterface(fields=["disconnection", "valid_mask", "summary"]),
         name="outputnode",
     )
-    select = pe.Node(
-        SelectStreamlines(in_files=[str(tractogram)], out_file="hit.tck"),
-        name="select",
-        mem_gb=0.3,
-    )
+    buffer = _tractogram_buffer(tractogram)
+    select = pe.Node(SelectStreamlines(out_file="hit.tck"), name="select", mem_gb=0.3)
     tckmap = _tckmap_node("tckmap", upsample, mem_gb=0.5)
-    disconnection = pe.Node(
-        DisconnectionMap(full_tractogram=str(tractogram)), name="disconnection", mem_gb=0.5
-    )
+    disconnection = pe.Node(DisconnectionMap(), name="disconnection", mem_gb=0.5)
     workflow.connect(
         [
+            (buffer, select, [("tractogram", "in_files")]),
+            (buffer, disconnection, [("tractogram", "full_tractogram")]),
             (inputnode, select, [("mask_file", "include")]),
             (inputnode, tckmap, [("template", "reference")]),
             (inputnode, disconnection, [("full_tdi", "full_tdi")]),
