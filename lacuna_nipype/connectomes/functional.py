@@ -23,11 +23,35 @@ from lacuna_nipype.core.spaces import Grid, canonical_space, check_declared_spac
 
 SUFFIXES = (".h5", ".hdf5")
 MINIMUM_TIMEPOINTS = 10
+# Value of the attribute ``format`` by which files of our own store are told apart.
+STORE_FORMAT = "lacuna-nipype connectome"
+
+
+@dataclass(frozen=True)
+class StoredPrecision:
+    """How exactly a store keeps what it was made from.
+
+    Parameters
+    ----------
+    kind : str
+        Type of the stored integers.
+    rank : int
+        Coefficients per voxel.
+    energy_lost : float
+        Largest share of a subject's energy that its basis leaves out.
+    error_r : float
+        Largest error of a correlation found among the voxels that were checked at ingest.
+    """
+
+    kind: str
+    rank: int
+    energy_lost: float
+    error_r: float
 
 
 @dataclass(frozen=True, eq=False)
 class ConnectomeFile:
-    """Header of one HDF5 file of a connectome.
+    """Header of one HDF5 file of a connectome, in Lacuna's layout or of our store.
 
     Parameters
     ----------
@@ -43,6 +67,8 @@ class ConnectomeFile:
         Subjects that HDF5 stores together (1 where they can be read one at a time).
     item_bytes : int
         Bytes of one stored value.
+    precision : StoredPrecision or None
+        For a file of our store; None for Lacuna's layout, which keeps the series themselves.
     """
 
     path: Path
@@ -53,6 +79,7 @@ class ConnectomeFile:
     space: str | None
     subject_chunk: int
     item_bytes: int = 4
+    precision: StoredPrecision | None = None
 
     @property
     def read_bytes(self) -> int:
@@ -192,6 +219,10 @@ def read_connectome_file(path: Path) -> ConnectomeFile:
     name = str(path)
     try:
         with h5py.File(path, "r", locking=False) as handle:
+            if handle.attrs.get("format") == STORE_FORMAT:
+                from lacuna_nipype.connectomes.store import read_store_header
+
+                return read_store_header(handle, path)
             series, grid, voxels = _read_datasets(handle, name)
             n_subjects, n_timepoints, _ = series.shape
             chunk = series.chunks[0] if series.chunks else 1

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from lacuna_nipype.connectomes.functional import ConnectomeFile, iter_subjects
 from lacuna_nipype.connectomes.seeds import Seed
+from lacuna_nipype.connectomes.store import TILE
+from lacuna_nipype.connectomes.store_pass import (
+    correlate_store,
+    store_block_bytes,
+    store_bytes_per_seed,
+)
 from lacuna_nipype.core.correlation import Moments, add_subject, bytes_per_seed, merge_moments
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import atomic_path
@@ -42,14 +49,25 @@ def seeds_per_group(file: ConnectomeFile, memory_gb: float) -> int:
     int
         At least 1: a single seed runs whatever the budget says.
     """
-    left = memory_gb * 1e9 - INTERPRETER_BYTES - file.read_bytes
-    return max(1, int(left // bytes_per_seed(file.n_voxels)))
+    left = memory_gb * 1e9 - _fixed_bytes(file)
+    return max(1, int(left // _bytes_per_seed(file)))
 
 
 def pass_memory_gb(file: ConnectomeFile, n_seeds: int) -> float:
     """Memory in GB that a pass over a file takes with all seeds in one group."""
-    seeds = n_seeds * bytes_per_seed(file.n_voxels)
-    return (INTERPRETER_BYTES + file.read_bytes + seeds) / 1e9
+    return (_fixed_bytes(file) + n_seeds * _bytes_per_seed(file)) / 1e9
+
+
+def _fixed_bytes(file: ConnectomeFile) -> float:
+    if file.precision is not None:
+        return INTERPRETER_BYTES + store_block_bytes(file)
+    return INTERPRETER_BYTES + file.read_bytes
+
+
+def _bytes_per_seed(file: ConnectomeFile) -> int:
+    if file.precision is not None:
+        return store_bytes_per_seed(file)
+    return bytes_per_seed(file.n_voxels)
 
 
 def write_partial(
@@ -58,6 +76,7 @@ def write_partial(
     target: Path,
     *,
     memory_gb: float,
+    n_threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Correlate all seeds with all subjects of one connectome file and store the moments.
@@ -72,8 +91,10 @@ def write_partial(
         (n_seeds,); attributes n_subjects, mask_digest, seeds_digest.
     memory_gb : float
         Budget; when the seeds do not fit at once, the file is read once per group of them.
+    n_threads : int
+        Threads that may work at the same time.
     progress : callable, optional
-        Called with (subjects done, subjects to do), groups counted in.
+        Called with (pieces done, pieces to do), groups counted in.
 
     Returns
     -------
@@ -89,19 +110,22 @@ def write_partial(
         raise ValidationError(f"No lesion was given to correlate with {file.path}.")
     group_size = min(len(seeds), seeds_per_group(file, memory_gb))
     groups = [slice(i, i + group_size) for i in range(0, len(seeds), group_size)]
-    total, done = len(groups) * file.n_subjects, 0
+    pieces = -(-file.n_voxels // TILE) if file.precision else file.n_subjects
+    total, done = len(groups) * pieces, 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
     with atomic_path(target) as temporary, h5py.File(temporary, "w") as out:
         shape = (len(seeds), file.n_voxels)
         mean = out.create_dataset("mean", shape, "f8", track_times=False)
         m2 = out.create_dataset("m2", shape, "f8", track_times=False)
         for group in groups:
-            moments = Moments.zeros(len(seeds[group]), file.n_voxels)
             voxels = [seed.voxels for seed in seeds[group]]
-            for series in iter_subjects(file):
-                add_subject(moments, series, voxels)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+            moments = _correlate(file, voxels, n_threads, advance)
             mean[group], m2[group] = moments.mean, moments.m2
         out.create_dataset("n_varying", data=moments.n_varying, track_times=False)
         for key, counts in (
@@ -113,6 +137,21 @@ def write_partial(
         out.attrs["mask_digest"] = file.mask_digest
         out.attrs["seeds_digest"] = seeds_digest(seeds)
     return target
+
+
+def _correlate(
+    file: ConnectomeFile,
+    voxels: Sequence[NDArray[np.intp]],
+    n_threads: int,
+    advance: Callable[[int], None],
+) -> Moments:
+    if file.precision is not None:
+        return correlate_store(file, voxels, n_threads=n_threads, progress=advance)
+    moments = Moments.zeros(len(voxels), file.n_voxels)
+    for series in iter_subjects(file):
+        add_subject(moments, series, voxels)
+        advance(1)
+    return moments
 
 
 def iter_merged(paths: Sequence[Path]) -> Iterator[Moments]:

@@ -83,7 +83,8 @@ class CorrelateBatch(SimpleInterface):
                 seeds,
                 out_file,
                 memory_gb=self.inputs.memory_gb,
-                progress=log_progress(f"{file.path.name}: subject"),
+                n_threads=self.inputs.num_threads,
+                progress=log_progress(f"{file.path.name}: piece"),
             )
         self._results["out_file"] = str(out_file)
         return runtime
