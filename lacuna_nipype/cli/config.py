@@ -29,6 +29,12 @@ class RunConfig:
     functional_space, structural_space : str or None
     parcel_atlases : tuple of str
     custom_parcellation : tuple of (name, image, labels, space)
+    connectivity_matrix : Path or None
+    afnm_weighting : str
+    fnm_method : str
+    pini_percentile, fdr_alpha : float
+    t_threshold : float or None
+    p_map : bool
     plugin : str
     nprocs, omp_nthreads : int
     memory_gb : float
@@ -57,6 +63,13 @@ class RunConfig:
     structural_space: str | None = None
     parcel_atlases: tuple[str, ...] = ()
     custom_parcellation: tuple[tuple[str, Path, Path, str], ...] = ()
+    connectivity_matrix: Path | None = None
+    afnm_weighting: str = "fractional"
+    fnm_method: str = "boes"
+    pini_percentile: float = 20.0
+    fdr_alpha: float = 0.05
+    t_threshold: float | None = None
+    p_map: bool = True
     plugin: str = "MultiProc"
     stop_on_first_crash: bool = False
     dry_run: bool = False

@@ -15,8 +15,11 @@ from lacuna_nipype.atlases.catalogue import (
     find_bids_atlases,
     select_atlases,
 )
+from lacuna_nipype.atlases.parcels import load_parcels
 from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.connectomes.functional import FunctionalConnectome, open_connectome
+from lacuna_nipype.connectomes.maps import MapOptions
+from lacuna_nipype.connectomes.prepare import read_matrix
 from lacuna_nipype.connectomes.tractogram import check_tck, measure_step_size, upsample_ratio
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.spaces import canonical_space, template_grid
@@ -32,6 +35,13 @@ from lacuna_nipype.io.provenance import combined_fingerprint, fingerprint
 
 MRTRIX_COMMANDS = ("tckedit", "tckmap")
 SNM_RESOLUTION_MM = 2.0
+FNM_METHODS = {
+    "boes": "Mean raw series of the lesion's voxels correlated with every voxel "
+    "(Boes et al. 2015, doi:10.1093/brain/awv228).",
+    "pini": "Mean raw series of the lesion's voxels that load on their first principal component "
+    "over subjects, correlated with every voxel (Pini et al. 2021, "
+    "doi:10.1093/braincomms/fcab259).",
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,51 @@ class Tractogram:
 
 
 @dataclass(frozen=True)
+class MatchedMatrix:
+    """A connectivity matrix and the atlas of the run that it was made with.
+
+    Parameters
+    ----------
+    path : Path
+    atlas : int
+        Place of the atlas among those of the run.
+    connectome : dict
+        What the matrix's sidecar says about its connectome.
+    """
+
+    path: Path
+    atlas: int
+    connectome: dict[str, Any]
+
+
+def match_matrix(path: Path, atlases: Sequence[Atlas]) -> MatchedMatrix:
+    """Find the atlas whose regions a connectivity matrix relates.
+
+    Parameters
+    ----------
+    path : Path
+        Matrix of z from ``connectome prepare``.
+    atlases : sequence of Atlas
+        Those of the run.
+
+    Returns
+    -------
+    MatchedMatrix
+
+    Raises
+    ------
+    ValidationError
+        The matrix is damaged or not of z, or belongs to none of the atlases.
+    """
+    matrix = read_matrix(path)
+    names = [load_parcels(atlas.image, atlas.labels).names for atlas in atlases]
+    place = next((i for i, own in enumerate(names) if matrix.same_parcels(own)), 0)
+    # Refuses a matrix of r, and lists the differences where no atlas fits.
+    matrix.z_for(names[place], f"atlas {atlases[place].id}")
+    return MatchedMatrix(path, place, dict(matrix.sidecar.get("Connectome", {})))
+
+
+@dataclass(frozen=True)
 class RunInputs:
     """Inputs of a run, all checked.
 
@@ -74,6 +129,10 @@ class RunInputs:
         What the user should know.
     metadata : dict of str to dict
         Sidecar content of each analysis.
+    map_options : MapOptions
+        Which functional maps to make.
+    matrix : MatchedMatrix or None
+        Connectivity matrix of the parcel-level analysis.
     """
 
     analyses: tuple[str, ...]
@@ -84,6 +143,15 @@ class RunInputs:
     mrtrix_version: str | None
     notices: tuple[str, ...]
     metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    map_options: MapOptions = field(default_factory=MapOptions)
+    matrix: MatchedMatrix | None = None
+
+    @property
+    def fnm_maps(self) -> list[str]:
+        """Quantities of the functional maps that the run makes."""
+        if self.functional is None:
+            return []
+        return self.map_options.quantities(self.functional.n_subjects)
 
 
 def choose_analyses(config: RunConfig) -> tuple[str, ...]:
@@ -92,6 +160,7 @@ def choose_analyses(config: RunConfig) -> tuple[str, ...]:
         "rd": bool(config.parcel_atlases or config.custom_parcellation),
         "fnm": config.functional_connectome is not None,
         "snm": config.structural_connectome is not None,
+        "afnm": config.connectivity_matrix is not None,
     }
     return tuple(
         name for name in given if name in config.analysis or (not config.analysis and given[name])
@@ -141,6 +210,20 @@ def open_tractogram(path: Path, space: str | None) -> Tractogram:
         f"{step.median:.3g} mm were measured, so -upsample {upsample} is passed"
         + ("." if step.regular else " (steps are irregular: the density is approximate)."),
     )  # fmt: skip
+
+
+def _precision(functional: FunctionalConnectome) -> dict[str, Any]:
+    """How exactly a store keeps the series, for the sidecars; the worst of its files."""
+    stored = [file.precision for file in functional.files if file.precision is not None]
+    if not stored:
+        return {"Layout": "series"}
+    return {
+        "Layout": "store",
+        "StoredType": ", ".join(sorted({precision.kind for precision in stored})),
+        "StoredRank": max(precision.rank for precision in stored),
+        "EnergyLost": max(precision.energy_lost for precision in stored),
+        "MeasuredErrorOfR": max(precision.error_r for precision in stored),
+    }
 
 
 def _collect(config: RunConfig) -> Collection:
@@ -203,6 +286,11 @@ def gather_inputs(config: RunConfig) -> RunInputs:
     notices: list[str] = []
     if "fnm" in analyses and config.functional_connectome is not None:
         functional = open_connectome(config.functional_connectome, config.functional_space)
+        if functional.n_subjects == 1:
+            notices.append(
+                "The functional connectome has one subject, so there is no variance over subjects "
+                "and only r and z are made: no t, p or q."
+            )
     if "snm" in analyses and config.structural_connectome is not None:
         tractogram = open_tractogram(config.structural_connectome, config.structural_space)
         notices += [tractogram.remark] if tractogram.remark else []
@@ -211,6 +299,9 @@ def gather_inputs(config: RunConfig) -> RunInputs:
     spaces = [connectome.space for connectome in (functional, tractogram) if connectome]
     spaces += [record.space for record in collection.records if record.space]
     atlases = _find_atlases(config, spaces[0] if spaces else config.mask_space)
+    matrix = None
+    if "afnm" in analyses and config.connectivity_matrix is not None:
+        matrix = match_matrix(config.connectivity_matrix, atlases)
     targets = {f"atlas {atlas.id}": atlas.space for atlas in atlases}
     brain = None
     if functional is not None:
@@ -228,15 +319,19 @@ def gather_inputs(config: RunConfig) -> RunInputs:
     )
     return RunInputs(
         analyses, inspection, tuple(atlases), functional, tractogram, mrtrix, tuple(notices),
-        _metadata(analyses, functional, tractogram, mrtrix),
+        _metadata(config, analyses, functional, tractogram, mrtrix, matrix),
+        MapOptions(config.p_map, config.fdr_alpha, config.t_threshold),
+        matrix,
     )  # fmt: skip
 
 
 def _metadata(
+    config: RunConfig,
     analyses: Sequence[str],
     functional: FunctionalConnectome | None,
     tractogram: Tractogram | None,
     mrtrix: str | None,
+    matrix: MatchedMatrix | None,
 ) -> dict[str, dict[str, Any]]:
     """Sidecar content of each analysis."""
     metadata: dict[str, dict[str, Any]] = {analysis: {} for analysis in analyses}
@@ -245,10 +340,18 @@ def _metadata(
             "Voxels of every region inside the lesion, counted on the finer of the grids of mask "
             "and atlas."
         )
+    if matrix is not None:
+        metadata["afnm"] |= {
+            "Method": "Regions that the lesion touches, weighted, times the connectivity matrix of "
+            "Fisher's z between regions.",
+            "Weighting": config.afnm_weighting,
+            "Matrix": matrix.path.name,
+            "MatrixFingerprint": fingerprint(matrix.path),
+            "Connectome": matrix.connectome,
+        }
     if functional is not None:
         metadata["fnm"] |= {
-            "Method": "Mean raw series of the lesion's voxels correlated with every voxel "
-            "(Boes et al. 2015, doi:10.1093/brain/awv228).",
+            "Method": FNM_METHODS[config.fnm_method],
             "Connectome": {
                 "Name": functional.paths[0].parent.name
                 if len(functional.paths) > 1
@@ -257,6 +360,7 @@ def _metadata(
                 "NumberOfFiles": len(functional.files),
                 "NumberOfSubjects": functional.n_subjects,
                 "Fingerprint": combined_fingerprint(functional.paths),
+                **_precision(functional),
             },
         }
     if tractogram is not None:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("tutorial",)
+COMMANDS = ("connectome", "tutorial")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,6 +30,10 @@ def main(argv: Sequence[str]) -> int:
         from lacuna_nipype.cli.tutorial import main as tutorial
 
         return tutorial(list(argv[1:]))
+    if argv and argv[0] == "connectome":
+        from lacuna_nipype.cli.connectome import main as connectome
+
+        return connectome(argv[1:])
     from lacuna_nipype.cli.parser import parse_config
 
     try:

@@ -12,16 +12,19 @@ from typing import NoReturn
 from lacuna_nipype import __version__
 from lacuna_nipype.cli.config import RunConfig
 
-ANALYSES = ("rd", "fnm", "snm")
+ANALYSES = ("rd", "fnm", "snm", "afnm")
+AFNM_WEIGHTINGS = ("fractional", "binary", "voxel_count")
 PLUGINS = ("Linear", "MultiProc")
 
 DESCRIPTION = """\
 Lesion network mapping: which regions a lesion hits (rd), which functional network
-it is connected to (fnm), which white-matter connections it cuts (snm)."""
+it is connected to (fnm, and afnm by regions), which connections it cuts (snm)."""
 
 EPILOG = """\
 other commands:
   lacuna-nipype tutorial DIR    write a demonstration dataset and the command to run on it
+  lacuna-nipype connectome {convert,build,info} ...
+                                make connectomes that stream fast, and look at connectomes
 
 exit codes:
   0 all done   1 some participant or step failed   2 usage   70 the graph could not be built
@@ -61,6 +64,19 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _between(low: float, high: float):
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
+        return value
+
+    return number
 
 
 def _memory(text: str) -> float:
@@ -114,6 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lacuna-nipype {__version__}")
     _add_mask_options(parser.add_argument_group("Options for choosing masks"))
     _add_analysis_options(parser.add_argument_group("Options for analyses"))
+    _add_functional_options(parser.add_argument_group("Options for functional network maps"))
     _add_run_options(parser.add_argument_group("Options for running"))
     return parser
 
@@ -151,7 +168,7 @@ def _add_mask_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_analysis_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--analysis", nargs="+", choices=ANALYSES, default=[], metavar="{rd,fnm,snm}",
+        "--analysis", nargs="+", choices=ANALYSES, default=[], metavar="{rd,fnm,snm,afnm}",
         help="what to compute (default: every analysis whose inputs are given)",
     )  # fmt: skip
     group.add_argument(
@@ -161,6 +178,10 @@ def _add_analysis_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--structural-connectome", type=_existing, metavar="PATH",
         help="normative tractogram, .tck",
+    )  # fmt: skip
+    group.add_argument(
+        "--connectivity-matrix", type=_existing, metavar="PATH",
+        help="parcel-by-parcel matrix of z, from 'connectome prepare', for afnm",
     )  # fmt: skip
     group.add_argument(
         "--functional-space", metavar="SPACE", help="its space, where the files do not say"
@@ -176,6 +197,34 @@ def _add_analysis_options(group: argparse._ArgumentGroup) -> None:
         "--custom-parcellation", nargs=4, action="append", default=[],
         metavar=("NAME", "NIFTI", "LABELS", "SPACE"),
         help="an atlas of your own; may be repeated",
+    )  # fmt: skip
+
+
+def _add_functional_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--fnm-method", choices=["boes", "pini"], default="boes",
+        help="seed: all voxels of the lesion, or those that represent it best (default: boes)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pini-percentile", type=_between(0, 100), default=20.0, metavar="P",
+        help="per cent of the lesion's voxels that pini leaves out (default: 20)",
+    )  # fmt: skip
+    group.add_argument(
+        "--fdr-alpha", type=_between(0, 1), default=0.05, metavar="ALPHA",
+        help="false discovery rate below which voxels are marked (default: 0.05)",
+    )  # fmt: skip
+    group.add_argument(
+        "--t-threshold", type=_between(0, 1e6), metavar="T",
+        help="also mark the voxels whose t is larger in size",
+    )  # fmt: skip
+    group.add_argument(
+        "--afnm-weighting", choices=AFNM_WEIGHTINGS, default="fractional",
+        help="weight of a region that the lesion touches: 1 / number of regions touched, 1, or "
+        "the fraction of the region that is covered (default: fractional)",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-p-map", action="store_false", dest="p_map",
+        help="leave out the maps of p, of the false discovery rate, and of its threshold",
     )  # fmt: skip
 
 
@@ -280,6 +329,10 @@ def _find_problem(options: dict) -> str | None:
         "rd": (atlases, "--parcel-atlases or --custom-parcellation"),
         "fnm": (options["functional_connectome"], "--functional-connectome"),
         "snm": (options["structural_connectome"], "--structural-connectome"),
+        "afnm": (
+            options["connectivity_matrix"] and atlases,
+            "--connectivity-matrix and the atlas it was made with",
+        ),
     }
     for analysis in asked:
         if not needs[analysis][0]:
@@ -287,7 +340,8 @@ def _find_problem(options: dict) -> str | None:
     if not asked and not any(given for given, _ in needs.values()):
         return (
             "nothing to compute: give --parcel-atlases or --custom-parcellation (rd), "
-            "--functional-connectome (fnm) or --structural-connectome (snm)"
+            "--functional-connectome (fnm), --structural-connectome (snm), or "
+            "--connectivity-matrix with an atlas (afnm)"
         )
     names = [words[0].lower() for words in options["custom_parcellation"]]
     if len(names) != len(set(names)):

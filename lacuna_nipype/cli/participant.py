@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import shlex
 import sys
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -47,22 +49,45 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
     started = datetime.now(timezone.utc)
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     log_dir = config.output_dir / "logs" / run_id
-    try:
-        inputs = gather_inputs(config)
-        config = replace(config, omp_nthreads=_threads(config, inputs))
-        _show_inputs(inputs)
-        links = _dataset_links(config, inputs)
-        if not config.dry_run:
-            _prepare_output(config, log_dir, links)
-    except DependencyError as error:
-        return _end(MISSING_PROGRAM, str(error))
-    except LacunaError as error:
-        return _end(USAGE, str(error))
-    except OSError as error:
-        return _end(USAGE, f"{error.filename or config.output_dir}: {error.strerror or error}.")
-    if not inputs.inspection.lesions:
-        return _end_without_lesions(inputs)
-    return _build_and_run(config, inputs, links, log_dir, run_id, started, argv)
+    with ExitStack() as held:
+        try:
+            inputs = gather_inputs(config)
+            config = replace(config, omp_nthreads=_threads(config, inputs))
+            _show_inputs(inputs)
+            links = _dataset_links(config, inputs)
+            if not config.dry_run:
+                held.enter_context(_own_work_folder(config.work_dir))
+                _prepare_output(config, inputs, log_dir, links)
+        except DependencyError as error:
+            return _end(MISSING_PROGRAM, str(error))
+        except LacunaError as error:
+            return _end(USAGE, str(error))
+        except OSError as error:
+            where = error.filename or config.output_dir
+            return _end(USAGE, f"{where}: {error.strerror or error}.")
+        if not inputs.inspection.lesions:
+            return _end_without_lesions(inputs)
+        return _build_and_run(config, inputs, links, log_dir, run_id, started, argv)
+
+
+@contextmanager
+def _own_work_folder(folder: Path) -> Iterator[None]:
+    """Keep a work folder for one run: two at once would overwrite each other's steps.
+
+    The lock goes with the process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "run.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LacunaError(
+                f"The work folder {folder} is in use by another run; wait for its end, or set "
+                "another with -w."
+            ) from error
+        except OSError:
+            logger.info("The file system of %s has no locks.", folder)
+        yield
 
 
 def _build_and_run(
@@ -118,12 +143,16 @@ def _dataset_links(config: RunConfig, inputs: RunInputs) -> dict[str, Path]:
     return links
 
 
-def _prepare_output(config: RunConfig, log_dir: Path, links: dict[str, Path]) -> None:
+def _prepare_output(
+    config: RunConfig, inputs: RunInputs, log_dir: Path, links: dict[str, Path]
+) -> None:
     from lacuna_nipype.core.files import write_json
     from lacuna_nipype.io.derivatives import (
         dataset_lock,
+        earlier_outputs,
         prepare_dataset,
         refuse_foreign_dataset,
+        remove_leftovers,
     )
 
     # Before the lock, which is a file in the folder.
@@ -132,9 +161,17 @@ def _prepare_output(config: RunConfig, log_dir: Path, links: dict[str, Path]) ->
         remarks = prepare_dataset(config.output_dir, links)
     log_dir.mkdir(parents=True)
     write_json(log_dir / "config.json", config.to_dict())
-    config.work_dir.mkdir(parents=True, exist_ok=True)
+    subjects = {lesion.record.subject for lesion in inputs.inspection.lesions}
+    remove_leftovers(config.output_dir, subjects, older_than_s=24 * 3600)
     for remark in remarks:
         _say(f"Note: {remark}")
+    for key in inputs.inspection.refused:
+        old = earlier_outputs(config.output_dir, key)
+        if old:
+            _say(
+                f"Warning: {_count(len(old), 'result')} of an earlier run of {key}, which is "
+                f"refused now, {'is' if len(old) == 1 else 'are'} still there, such as {old[0]}."
+            )
 
 
 def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path]) -> Any:
@@ -173,7 +210,17 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
         ],
         functional_files=functional.paths if functional else (),
         functional_resolution=functional.grid.resolution_label if functional else None,
-        n_subjects=functional.n_subjects if functional else 0,
+        fnm_maps=inputs.fnm_maps,
+        fnm_options={
+            "method": config.fnm_method,
+            "pini_percentile": config.pini_percentile,
+            "p_maps": config.p_map,
+            "fdr_alpha": config.fdr_alpha,
+            "t_threshold": config.t_threshold,
+        },
+        matrix_file=inputs.matrix.path if inputs.matrix else None,
+        matrix_atlas=inputs.matrix.atlas if inputs.matrix else 0,
+        afnm_weighting=config.afnm_weighting,
         tractogram=tractogram.path if tractogram else None,
         tractogram_space=tractogram.space if tractogram else None,
         snm_resolution=SNM_RESOLUTION_MM,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lacuna_nipype.cli.inputs import SNM_RESOLUTION_MM, RunInputs
+from lacuna_nipype.io.derivatives import sidecar_path
 from lacuna_nipype.io.lesions import Lesion
 from lacuna_nipype.io.naming import build_path
+from lacuna_nipype.io.quantities import FNM_TABLES
 
 
 def planned_outputs(inputs: RunInputs) -> list[str]:
-    """List the files that a complete run leaves, sidecars aside.
+    """List the files that a complete run leaves, each followed by its sidecar.
 
     Parameters
     ----------
@@ -22,26 +26,32 @@ def planned_outputs(inputs: RunInputs) -> list[str]:
     paths = []
     for lesion in inputs.inspection.lesions:
         for entities in _lesion_outputs(lesion, inputs):
-            paths.append(build_path({**lesion.entities, **entities}))
+            path = build_path({**lesion.entities, **entities})
+            paths.append(path)
+            if not path.endswith(".json"):
+                paths.append(str(sidecar_path(Path(path))))
     return paths
 
 
 def _lesion_outputs(lesion: Lesion, inputs: RunInputs) -> list[dict[str, str]]:
     resolution = {"res": lesion.resolution} if lesion.resolution else {}
     outputs = [{**resolution, "desc": "lesion", "suffix": "mask", "extension": ".nii.gz"}]
-    maps: dict[str, list[str]] = {"rd": [], "snm": ["disconnectionpct"]}
-    tables = {"rd": ["damagepct"], "snm": ["mapdisconnectionpct"]}
+    maps: dict[str, list[str]] = {"rd": [], "snm": ["disconnectionpct"], "afnm": []}
+    tables = {"rd": ["damagepct"], "snm": ["mapdisconnectionpct"], "afnm": ["score"]}
     resolutions = {"snm": f"{SNM_RESOLUTION_MM:g}"}
     if inputs.functional is not None:
-        tables["fnm"] = ["r", "z", *(["t"] if inputs.functional.n_subjects > 1 else [])]
-        maps["fnm"] = [*tables["fnm"], "valid"]
+        tables["fnm"] = [quantity for quantity in inputs.fnm_maps if quantity in FNM_TABLES]
+        maps["fnm"] = [*inputs.fnm_maps, "valid"]
         label = inputs.functional.grid.resolution_label
         resolutions |= {"fnm": label} if label else {}
     for analysis in inputs.analyses:
         place = {"res": resolutions[analysis]} if analysis in resolutions else {}
         for quantity in maps[analysis]:
             outputs.append({**place, "statistic": quantity, "desc": analysis, "suffix": "statmap"})
-        for atlas in inputs.atlases:
+        atlases = inputs.atlases
+        if analysis == "afnm" and inputs.matrix is not None:
+            atlases = (inputs.atlases[inputs.matrix.atlas],)
+        for atlas in atlases:
             for quantity in tables[analysis]:
                 outputs.append(
                     {

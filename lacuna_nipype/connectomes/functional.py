@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,8 @@ class ConnectomeFile:
         Bytes of one stored value.
     precision : StoredPrecision or None
         For a file of our store; None for Lacuna's layout, which keeps the series themselves.
+    chunks : tuple of int or None
+        Shape of HDF5's chunks of series (subjects, time points, voxels), where there are any.
     """
 
     path: Path
@@ -80,6 +83,7 @@ class ConnectomeFile:
     subject_chunk: int
     item_bytes: int = 4
     precision: StoredPrecision | None = None
+    chunks: tuple[int, int, int] | None = None
 
     @property
     def read_bytes(self) -> int:
@@ -225,7 +229,7 @@ def read_connectome_file(path: Path) -> ConnectomeFile:
                 return read_store_header(handle, path)
             series, grid, voxels = _read_datasets(handle, name)
             n_subjects, n_timepoints, _ = series.shape
-            chunk = series.chunks[0] if series.chunks else 1
+            chunks = series.chunks
             item_bytes = series.dtype.itemsize
             declared = handle.attrs.get("space")
             unique = np.unique(np.ravel_multi_index(tuple(voxels), grid.shape)).size
@@ -246,7 +250,17 @@ def read_connectome_file(path: Path) -> ConnectomeFile:
     if declared is not None:
         text = declared.decode() if isinstance(declared, bytes) else str(declared)
         space = _named_space(text, path) if text.strip() else None
-    return ConnectomeFile(path, n_subjects, n_timepoints, grid, voxels, space, chunk, item_bytes)
+    return ConnectomeFile(
+        path,
+        n_subjects,
+        n_timepoints,
+        grid,
+        voxels,
+        space,
+        subject_chunk=chunks[0] if chunks else 1,
+        item_bytes=item_bytes,
+        chunks=chunks,
+    )
 
 
 def _named_space(text: str, path: Path) -> str:
@@ -357,32 +371,64 @@ def open_connectome(location: Path, space: str | None = None) -> FunctionalConne
     )
 
 
-def iter_subjects(file: ConnectomeFile) -> Iterator[NDArray[np.floating]]:
+def iter_subjects(
+    file: ConnectomeFile, pool: Executor | None = None, ahead: int = 0
+) -> Iterator[NDArray[np.floating]]:
     """Read a file subject by subject.
 
     Parameters
     ----------
     file : ConnectomeFile
+    pool : Executor, optional
+        Threads that inflate; without it the caller's own does.
+    ahead : int
+        Blocks of subjects to inflate ahead; see :mod:`lacuna_nipype.connectomes.series`.
 
     Yields
     ------
     array, shape (n_timepoints, n_voxels), float32 or float64
-        Subjects that HDF5 compressed together are inflated once.
+        Possibly read-only. Subjects that HDF5 compressed together are inflated once.
 
     Raises
     ------
     ValidationError
         A chunk cannot be inflated.
     """
-    with h5py.File(file.path, "r", locking=False) as handle:
-        series = handle["timeseries"]
-        for start in range(0, file.n_subjects, file.subject_chunk):
-            stop = min(start + file.subject_chunk, file.n_subjects)
-            try:
-                block = series[start:stop]
-            except OSError as error:
-                raise ValidationError(
-                    f"{file.path} has damaged data in subjects {start + 1} to {stop}; "
-                    "copy or build it again."
-                ) from error
-            yield from block
+    from lacuna_nipype.connectomes.series import read_subjects
+
+    yield from read_subjects(file, pool, ahead)
+
+
+# Seconds to inflate a gigabyte of series on one core, and to read one from a store: orders of
+# magnitude for the hint below, not measurements of the machine at hand.
+INFLATE_SECONDS_PER_GB = 3.5
+READ_SECONDS_PER_GB = 0.5
+
+
+def conversion_hint(file: ConnectomeFile) -> str:
+    """Say what converting a file to the store would save, in one sentence.
+
+    Parameters
+    ----------
+    file : ConnectomeFile
+
+    Returns
+    -------
+    str
+        Empty for a file of the store, or one that is not compressed.
+    """
+    if file.precision is not None or file.chunks is None:
+        return ""
+    series = file.n_subjects * file.n_timepoints * file.n_voxels * file.item_bytes / 1e9
+    # Band-passed data keep about half of their time points, at two bytes instead of four.
+    stored = file.n_subjects * file.n_timepoints * file.n_voxels / 1e9
+    inflating, reading = series * INFLATE_SECONDS_PER_GB, stored * READ_SECONDS_PER_GB
+    return (
+        f"{file.path.name}: every run inflates {series:.3g} GB, about {_duration(inflating)} of "
+        f"processor time; 'lacuna-nipype connectome convert' makes this about "
+        f"{_duration(reading)} of reading, in about {stored:.2g} GB."
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{max(seconds, 1):.0f} s"

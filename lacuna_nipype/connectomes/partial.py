@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -12,13 +13,20 @@ from numpy.typing import NDArray
 
 from lacuna_nipype.connectomes.functional import ConnectomeFile, iter_subjects
 from lacuna_nipype.connectomes.seeds import Seed
+from lacuna_nipype.connectomes.series import blocks_ahead, reading_bytes
 from lacuna_nipype.connectomes.store import TILE
 from lacuna_nipype.connectomes.store_pass import (
     correlate_store,
     store_block_bytes,
     store_bytes_per_seed,
 )
-from lacuna_nipype.core.correlation import Moments, add_subject, bytes_per_seed, merge_moments
+from lacuna_nipype.core.correlation import (
+    Moments,
+    add_subject,
+    block_bytes,
+    bytes_per_seed,
+    merge_moments,
+)
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import atomic_path
 
@@ -35,7 +43,7 @@ def seeds_digest(seeds: Sequence[Seed]) -> str:
 INTERPRETER_BYTES = 250e6
 
 
-def seeds_per_group(file: ConnectomeFile, memory_gb: float) -> int:
+def seeds_per_group(file: ConnectomeFile, memory_gb: float, n_threads: int = 1) -> int:
     """How many seeds fit into memory at once.
 
     Parameters
@@ -43,30 +51,47 @@ def seeds_per_group(file: ConnectomeFile, memory_gb: float) -> int:
     file : ConnectomeFile
     memory_gb : float
         Budget in GB (1e9 bytes) for the whole process.
+    n_threads : int
+        Threads of the pass.
 
     Returns
     -------
     int
         At least 1: a single seed runs whatever the budget says.
     """
-    left = memory_gb * 1e9 - _fixed_bytes(file)
-    return max(1, int(left // _bytes_per_seed(file)))
+    ahead = _blocks_ahead(file, memory_gb, n_threads)
+    left = memory_gb * 1e9 - _fixed_bytes(file, n_threads, ahead)
+    return max(1, int(left // _bytes_per_seed(file, n_threads)))
 
 
-def pass_memory_gb(file: ConnectomeFile, n_seeds: int) -> float:
-    """Memory in GB that a pass over a file takes with all seeds in one group."""
-    return (_fixed_bytes(file) + n_seeds * _bytes_per_seed(file)) / 1e9
+def pass_memory_gb(file: ConnectomeFile, n_seeds: int, n_threads: int = 1) -> float:
+    """Memory in GB that a pass over a file takes with all seeds in one group.
+
+    With less than this, fewer subjects are inflated ahead and seeds go in groups.
+    """
+    ahead = blocks_ahead(file, n_threads)
+    fixed = _fixed_bytes(file, n_threads, ahead)
+    return (fixed + n_seeds * _bytes_per_seed(file, n_threads)) / 1e9
 
 
-def _fixed_bytes(file: ConnectomeFile) -> float:
+def _blocks_ahead(file: ConnectomeFile, memory_gb: float, n_threads: int) -> int:
+    """Blocks of subjects to inflate ahead, using no more than half of the memory."""
+    ahead = blocks_ahead(file, n_threads)
+    while ahead and _fixed_bytes(file, n_threads, ahead) > memory_gb * 1e9 / 2:
+        ahead -= 1
+    return ahead
+
+
+def _fixed_bytes(file: ConnectomeFile, n_threads: int, ahead: int) -> float:
     if file.precision is not None:
-        return INTERPRETER_BYTES + store_block_bytes(file)
-    return INTERPRETER_BYTES + file.read_bytes
+        return INTERPRETER_BYTES + store_block_bytes(file, n_threads)
+    correlating = n_threads * block_bytes(file.n_timepoints)
+    return INTERPRETER_BYTES + reading_bytes(file, n_threads, ahead) + correlating
 
 
-def _bytes_per_seed(file: ConnectomeFile) -> int:
+def _bytes_per_seed(file: ConnectomeFile, n_threads: int) -> int:
     if file.precision is not None:
-        return store_bytes_per_seed(file)
+        return store_bytes_per_seed(file, n_threads)
     return bytes_per_seed(file.n_voxels)
 
 
@@ -88,7 +113,8 @@ def write_partial(
     target : Path
         HDF5 file to write (atomically): ``mean`` and ``m2``, shape (n_seeds, n_voxels), float64;
         ``n_varying``, shape (n_voxels,), int32; ``seed_voxels`` and ``seed_voxels_outside``, shape
-        (n_seeds,); attributes n_subjects, mask_digest, seeds_digest.
+        (n_seeds,); ``seed_positions``, the seeds' voxels one seed after another; attributes
+        n_subjects, mask_digest, seeds_digest.
     memory_gb : float
         Budget; when the seeds do not fit at once, the file is read once per group of them.
     n_threads : int
@@ -108,7 +134,7 @@ def write_partial(
     """
     if not seeds:
         raise ValidationError(f"No lesion was given to correlate with {file.path}.")
-    group_size = min(len(seeds), seeds_per_group(file, memory_gb))
+    group_size = min(len(seeds), seeds_per_group(file, memory_gb, n_threads))
     groups = [slice(i, i + group_size) for i in range(0, len(seeds), group_size)]
     pieces = -(-file.n_voxels // TILE) if file.precision else file.n_subjects
     total, done = len(groups) * pieces, 0
@@ -119,38 +145,48 @@ def write_partial(
         if progress is not None:
             progress(done, total)
 
+    def correlate(voxels: Sequence[NDArray[np.intp]], advance: Callable[[int], None]) -> Moments:
+        if file.precision is not None:
+            return correlate_store(file, voxels, n_threads=n_threads, progress=advance)
+        ahead = _blocks_ahead(file, memory_gb, n_threads)
+        return _correlate_series(file, voxels, n_threads, ahead, advance)
+
     with atomic_path(target) as temporary, h5py.File(temporary, "w") as out:
         shape = (len(seeds), file.n_voxels)
         mean = out.create_dataset("mean", shape, "f8", track_times=False)
         m2 = out.create_dataset("m2", shape, "f8", track_times=False)
         for group in groups:
             voxels = [seed.voxels for seed in seeds[group]]
-            moments = _correlate(file, voxels, n_threads, advance)
+            moments = correlate(voxels, advance)
             mean[group], m2[group] = moments.mean, moments.m2
         out.create_dataset("n_varying", data=moments.n_varying, track_times=False)
-        for key, counts in (
+        for key, numbers in (
             ("seed_voxels", [len(seed.voxels) for seed in seeds]),
             ("seed_voxels_outside", [seed.n_outside for seed in seeds]),
+            ("seed_positions", np.concatenate([seed.voxels for seed in seeds])),
         ):
-            out.create_dataset(key, data=np.array(counts, dtype=np.int64), track_times=False)
+            out.create_dataset(key, data=np.array(numbers, dtype=np.int64), track_times=False)
         out.attrs["n_subjects"] = file.n_subjects
         out.attrs["mask_digest"] = file.mask_digest
         out.attrs["seeds_digest"] = seeds_digest(seeds)
     return target
 
 
-def _correlate(
+def _correlate_series(
     file: ConnectomeFile,
     voxels: Sequence[NDArray[np.intp]],
     n_threads: int,
+    ahead: int,
     advance: Callable[[int], None],
 ) -> Moments:
-    if file.precision is not None:
-        return correlate_store(file, voxels, n_threads=n_threads, progress=advance)
+    """Correlate with the series of Lacuna's layout; one pool inflates and computes."""
+    from threadpoolctl import threadpool_limits
+
     moments = Moments.zeros(len(voxels), file.n_voxels)
-    for series in iter_subjects(file):
-        add_subject(moments, series, voxels)
-        advance(1)
+    with ThreadPoolExecutor(n_threads) as pool, threadpool_limits(limits=1):
+        for series in iter_subjects(file, pool, ahead):
+            add_subject(moments, series, voxels, pool.map)
+            advance(1)
     return moments
 
 

@@ -8,7 +8,7 @@ a connectome can be processed anywhere, in any order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,8 +52,13 @@ class Moments:
 
 
 def bytes_per_seed(n_voxels: int) -> int:
-    """Memory that each further seed takes in a pass, in bytes (two float64 maps, blocks)."""
+    """Memory that each further seed takes in a pass, in bytes (two float64 maps, a block)."""
     return 2 * 8 * n_voxels + 4 * 8 * VOXEL_BLOCK
+
+
+def block_bytes(n_timepoints: int) -> int:
+    """Memory that a thread takes for a block of voxels, whatever the number of seeds."""
+    return 2 * 8 * n_timepoints * VOXEL_BLOCK
 
 
 def seed_series(
@@ -115,7 +120,10 @@ def unit_columns(block: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDAr
 
 
 def add_subject(
-    moments: Moments, series: NDArray[np.floating], seeds: Sequence[NDArray[np.intp]]
+    moments: Moments,
+    series: NDArray[np.floating],
+    seeds: Sequence[NDArray[np.intp]],
+    run: Callable[[Callable[[int], None], Iterable[int]], Iterable[None]] = map,
 ) -> None:
     """Correlate every seed with every voxel of one subject and update the moments in place.
 
@@ -127,22 +135,69 @@ def add_subject(
         One subject's series, raw.
     seeds : sequence of int arrays
         As in :func:`seed_series`; one row of the moments each.
+    run : callable
+        Applies a function to each block of voxels like ``map``, which is the default; ``map`` of
+        a thread pool gives the same numbers.
     """
     seed = seed_series(series, seeds)
     moments.n_subjects += 1
-    n_voxels = series.shape[1]
-    for start in range(0, n_voxels, VOXEL_BLOCK):
-        block = slice(start, min(start + VOXEL_BLOCK, n_voxels))
-        unit, varies = unit_columns(series[:, block])
-        z = seed @ unit
-        np.clip(z, -R_LIMIT, R_LIMIT, out=z)
-        np.arctanh(z, out=z)
-        # Welford's update: equal values leave the deviations at exactly zero.
-        delta = z - moments.mean[:, block]
-        moments.mean[:, block] += delta / moments.n_subjects
-        z -= moments.mean[:, block]
-        moments.m2[:, block] += np.multiply(delta, z, out=delta)
-        moments.n_varying[block] += varies
+    for _ in run(
+        lambda start: _add_block(moments, series, seed, start),
+        range(0, series.shape[1], VOXEL_BLOCK),
+    ):
+        pass
+
+
+def _add_block(
+    moments: Moments, series: NDArray[np.floating], seed: NDArray[np.float64], start: int
+) -> None:
+    block = slice(start, min(start + VOXEL_BLOCK, series.shape[1]))
+    z, varies = correlate_block(series[:, block], seed)
+    np.clip(z, -R_LIMIT, R_LIMIT, out=z)
+    np.arctanh(z, out=z)
+    # Welford's update: equal values leave the deviations at exactly zero.
+    delta = z - moments.mean[:, block]
+    moments.mean[:, block] += delta / moments.n_subjects
+    z -= moments.mean[:, block]
+    moments.m2[:, block] += np.multiply(delta, z, out=delta)
+    moments.n_varying[block] += varies
+
+
+def correlate_block(
+    block: NDArray[np.floating], seed: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Correlate seeds with some voxels.
+
+    Parameters
+    ----------
+    block : array, shape (n_timepoints, n_voxels)
+        Raw series.
+    seed : array, shape (n_seeds, n_timepoints), float64
+        Centred, of unit norm.
+
+    Returns
+    -------
+    r : array, shape (n_seeds, n_voxels), float64
+        Zero where the voxel's series is constant or holds a value that is not finite.
+    varies : array of bool, shape (n_voxels,)
+    """
+    n_times = block.shape[0]
+    with np.errstate(invalid="ignore", over="ignore"):
+        # Relative to the first value a constant series is exactly zero. That value lies within
+        # sqrt(T) standard deviations of the mean, so the variance below loses three digits at
+        # most, and the series need not be centred: the seeds are.
+        values = np.subtract(block, block[0], dtype=np.float64)
+        squares = np.einsum("tv,tv->v", values, values)
+        if not np.isfinite(squares).all():
+            values[:, ~np.isfinite(squares)] = 0.0
+            squares[~np.isfinite(squares)] = 0.0
+    sums = np.concatenate([seed, np.ones((1, n_times))]) @ values
+    squares -= sums[-1] ** 2 / n_times
+    varies = squares > 0
+    r = sums[:-1]
+    r /= np.sqrt(np.where(varies, squares, 1.0))
+    r[:, ~varies] = 0.0
+    return r, varies
 
 
 def merge_moments(first: Moments, second: Moments) -> Moments:

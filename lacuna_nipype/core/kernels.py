@@ -53,8 +53,91 @@ def _fisher_row(row: Any, scale: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+def _combine_one(weights: Any, rows: Any, out: Any) -> None:
+    """Sum rows by one seed's weights; rows may be the stored integers."""
+    rank = rows.shape[0]
+    out[:] = 0
+    i = 0
+    while i + 3 < rank:
+        w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
+        y0, y1, y2, y3 = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+        for v in range(out.size):
+            out[v] += (
+                w0 * np.float32(y0[v])
+                + w1 * np.float32(y1[v])
+                + w2 * np.float32(y2[v])
+                + w3 * np.float32(y3[v])
+            )
+        i += 4
+    while i < rank:
+        w0, y0 = weights[i], rows[i]
+        for v in range(out.size):
+            out[v] += w0 * np.float32(y0[v])
+        i += 1
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+def _combine_four(weights: Any, rows: Any, out: Any) -> None:
+    """Sum rows by the weights of four seeds, four rows at a time.
+
+    Each row that is loaded serves four seeds and each sum that is stored four rows, so that the
+    loop is bound by multiplications, as in a matrix product of BLAS, which is slow to start at
+    this size and cannot be relied on to stay in its thread.
+    """
+    rank = rows.shape[0]
+    a, b, c, d = weights[0], weights[1], weights[2], weights[3]
+    za, zb, zc, zd = out[0], out[1], out[2], out[3]
+    out[:] = 0
+    i = 0
+    while i + 3 < rank:
+        a0, a1, a2, a3 = a[i], a[i + 1], a[i + 2], a[i + 3]
+        b0, b1, b2, b3 = b[i], b[i + 1], b[i + 2], b[i + 3]
+        c0, c1, c2, c3 = c[i], c[i + 1], c[i + 2], c[i + 3]
+        d0, d1, d2, d3 = d[i], d[i + 1], d[i + 2], d[i + 3]
+        r0, r1, r2, r3 = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+        for v in range(za.size):
+            y0, y1, y2, y3 = r0[v], r1[v], r2[v], r3[v]
+            za[v] += a0 * y0 + a1 * y1 + a2 * y2 + a3 * y3
+            zb[v] += b0 * y0 + b1 * y1 + b2 * y2 + b3 * y3
+            zc[v] += c0 * y0 + c1 * y1 + c2 * y2 + c3 * y3
+            zd[v] += d0 * y0 + d1 * y1 + d2 * y2 + d3 * y3
+        i += 4
+    while i < rank:
+        a0, b0, c0, d0, r0 = a[i], b[i], c[i], d[i], rows[i]
+        for v in range(za.size):
+            y0 = r0[v]
+            za[v] += a0 * y0
+            zb[v] += b0 * y0
+            zc[v] += c0 * y0
+            zd[v] += d0 * y0
+        i += 1
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+def _accumulate(z: Any, origin: Any, part: Any, squares: Any) -> None:
+    for v in range(z.size):
+        deviation = z[v] - origin[v]
+        part[v] += deviation
+        squares[v] += deviation * deviation
+
+
+@numba.njit(nogil=True, cache=True)
+def _flush(part: Any, total: Any) -> None:
+    for seed in range(part.shape[0]):
+        for v in range(part.shape[1]):
+            total[seed, v] += part[seed, v]
+            part[seed, v] = 0
+
+
+@numba.njit(nogil=True, cache=True)
 def correlate_tile(
-    coefficients: Any, scale: Any, weights: Any, origin: Any, total: Any, squares: Any
+    coefficients: Any,
+    scale: Any,
+    weights: Any,
+    origin: Any,
+    total: Any,
+    squares: Any,
+    first: Any = True,
 ) -> None:
     """Correlate all seeds with the voxels of one tile, subject by subject.
 
@@ -71,38 +154,43 @@ def correlate_tile(
     total, squares : array, shape (n_seeds, n_voxels), float64
         The sums of deviations and of their squares are added to these. Sixteen subjects at a
         time are summed in single precision.
+    first : bool
+        Whether these are the tile's first subjects; otherwise the origin is left as it is.
     """
     n_subjects, rank, n_voxels = coefficients.shape
     n_seeds = weights.shape[1]
     values = np.empty((rank, n_voxels), np.float32)
-    z = np.empty((n_seeds, n_voxels), np.float32)
+    z = np.empty((4, n_voxels), np.float32)
     part = np.zeros((n_seeds, n_voxels), np.float32)
     part_squares = np.zeros((n_seeds, n_voxels), np.float32)
     for subject in range(n_subjects):
         integers = coefficients[subject]
-        for i in range(rank):
-            for v in range(n_voxels):
-                values[i, v] = np.float32(integers[i, v])
-        np.dot(weights[subject], values, z)
-        for seed in range(n_seeds):
-            row = z[seed]
-            _fisher_row(row, scale[subject])
-            if subject == 0:
-                origin[seed, :] = row
-            for v in range(n_voxels):
-                deviation = row[v] - origin[seed, v]
-                part[seed, v] += deviation
-                part_squares[seed, v] += deviation * deviation
-        if subject % SUBJECTS_IN_SINGLE == SUBJECTS_IN_SINGLE - 1 or subject == n_subjects - 1:
-            for seed in range(n_seeds):
+        if n_seeds > 1:
+            for i in range(rank):
+                row, source = values[i], integers[i]
                 for v in range(n_voxels):
-                    total[seed, v] += part[seed, v]
-                    squares[seed, v] += part_squares[seed, v]
-                    part[seed, v] = 0
-                    part_squares[seed, v] = 0
+                    row[v] = np.float32(source[v])
+        seed = 0
+        while seed < n_seeds:
+            at_once = 4 if seed + 4 <= n_seeds else 1
+            if at_once == 4:
+                _combine_four(weights[subject, seed : seed + 4], values, z)
+            elif n_seeds > 1:
+                _combine_one(weights[subject, seed], values, z[0])
+            else:
+                _combine_one(weights[subject, seed], integers, z[0])
+            for k in range(at_once):
+                _fisher_row(z[k], scale[subject])
+                if first and subject == 0:
+                    origin[seed + k, :] = z[k]
+                _accumulate(z[k], origin[seed + k], part[seed + k], part_squares[seed + k])
+            seed += at_once
+        if subject % SUBJECTS_IN_SINGLE == SUBJECTS_IN_SINGLE - 1 or subject == n_subjects - 1:
+            _flush(part, total)
+            _flush(part_squares, squares)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
 def add_seed_series(coefficients: Any, amplitude: Any, voxels: Any, sums: Any) -> None:
     """Add the raw series of some voxels of a tile to a seed's sum, subject by subject.
 
@@ -116,13 +204,16 @@ def add_seed_series(coefficients: Any, amplitude: Any, voxels: Any, sums: Any) -
     sums : array, shape (n_subjects, rank), float64
         Added to.
     """
+    # All voxels of the tile, most with weight zero: that is faster than to pick some.
+    chosen = np.zeros(coefficients.shape[2])
     for subject in range(coefficients.shape[0]):
+        for v in voxels:
+            chosen[v] = amplitude[subject, v]
         for i in range(coefficients.shape[1]):
+            row = coefficients[subject, i]
             added = 0.0
-            for v in voxels:
-                added += np.float64(amplitude[subject, v]) * np.float64(
-                    coefficients[subject, i, v]
-                )
+            for v in range(chosen.size):
+                added += chosen[v] * np.float64(row[v])
             sums[subject, i] += added
 
 

@@ -35,6 +35,9 @@ class _DerivativesDataSinkInputSpec(BaseInterfaceInputSpec):
     meta_files = InputMultiObject(
         File(exists=True), desc="JSON files whose content goes into every sidecar"
     )
+    statistics_file = File(
+        exists=True, desc="JSON whose content goes into every sidecar under the key Statistics"
+    )
 
 
 class _DerivativesDataSinkOutputSpec(TraitedSpec):
@@ -62,8 +65,12 @@ class DerivativesDataSink(SimpleInterface):
     @property
     def always_run(self):
         """Nipype asks this before it trusts its cache: yes while a stored file is missing."""
+        from lacuna_nipype.io.derivatives import sidecar_path
+
         try:
-            return not all(target.is_file() for target in self.targets())
+            targets = self.targets()
+            sidecars = [sidecar_path(path) for path in targets if path.suffix != ".json"]
+            return not all(path.is_file() for path in [*targets, *sidecars])
         except ValueError:
             # The run itself says what is wrong; raised here it would end all other steps too.
             return True
@@ -127,6 +134,9 @@ class DerivativesDataSink(SimpleInterface):
         shared = dict(self.inputs.metadata) if isdefined(self.inputs.metadata) else {}
         for path in self.inputs.meta_files if isdefined(self.inputs.meta_files) else []:
             shared.update(json.loads(Path(path).read_text(encoding="utf-8")))
+        if isdefined(self.inputs.statistics_file):
+            text = Path(self.inputs.statistics_file).read_text(encoding="utf-8")
+            shared["Statistics"] = json.loads(text)
         own = self.inputs.variant_metadata if isdefined(self.inputs.variant_metadata) else []
         sidecars = []
         for number, in_file in enumerate(self.inputs.in_file):

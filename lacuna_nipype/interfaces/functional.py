@@ -11,6 +11,7 @@ from nipype.interfaces.base import (
     InputMultiObject,
     SimpleInterface,
     TraitedSpec,
+    isdefined,
     traits,
 )
 
@@ -90,6 +91,90 @@ class CorrelateBatch(SimpleInterface):
         return runtime
 
 
+class _SeedCorrelationsInputSpec(BaseInterfaceInputSpec):
+    connectome_file = File(exists=True, mandatory=True, desc="one HDF5 file of the connectome")
+    mask_files = InputMultiObject(
+        File(exists=True), mandatory=True, desc="all lesion masks, on the connectome's grid"
+    )
+
+
+class _SeedCorrelationsOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="HDF5: subjects by lesion voxels, one dataset per lesion")
+
+
+class SeedCorrelations(SimpleInterface):
+    """Correlate each lesion's voxels with the lesion's mean in one file of the connectome.
+
+    First pass of the Pini method; only lesion voxels are touched.
+    """
+
+    input_spec = _SeedCorrelationsInputSpec
+    output_spec = _SeedCorrelationsOutputSpec
+
+    def _run_interface(self, runtime):
+        from lacuna_nipype.connectomes.functional import read_connectome_file
+        from lacuna_nipype.connectomes.pini import write_seed_correlations
+        from lacuna_nipype.connectomes.seeds import read_seeds
+
+        file = read_connectome_file(Path(self.inputs.connectome_file))
+        seeds = read_seeds(file, [Path(mask) for mask in self.inputs.mask_files])
+        out_file = write_seed_correlations(file, seeds, Path(runtime.cwd) / "seeds.h5")
+        self._results["out_file"] = str(out_file)
+        return runtime
+
+
+class _SelectSeedsInputSpec(BaseInterfaceInputSpec):
+    seed_files = InputMultiObject(
+        File(exists=True), mandatory=True, desc="results of SeedCorrelations, one per file"
+    )
+    mask_files = InputMultiObject(
+        File(exists=True), mandatory=True, desc="the lesion masks they were made with"
+    )
+    connectome_file = File(
+        exists=True, mandatory=True, desc="any HDF5 file of the connectome, for the voxel grid"
+    )
+    percentile = traits.Range(
+        0.0,
+        100.0,
+        20.0,
+        usedefault=True,
+        desc="voxels that load less than this share are left out",
+    )
+
+
+class _SelectSeedsOutputSpec(TraitedSpec):
+    mask_files = traits.List(File(exists=True), desc="voxels that are kept, per lesion")
+    meta_files = traits.List(File(exists=True), desc="JSON per lesion: what was kept")
+
+
+class SelectSeeds(SimpleInterface):
+    """Keep the lesion voxels that represent the lesion (Pini et al. 2021).
+
+    The first principal component is over all subjects of the connectome, so that the choice
+    does not depend on how the connectome is cut into files.
+    """
+
+    input_spec = _SelectSeedsInputSpec
+    output_spec = _SelectSeedsOutputSpec
+
+    def _run_interface(self, runtime):
+        from lacuna_nipype.connectomes.functional import read_connectome_file
+        from lacuna_nipype.connectomes.pini import write_selected_seeds
+        from lacuna_nipype.connectomes.seeds import read_seeds
+
+        file = read_connectome_file(Path(self.inputs.connectome_file))
+        masks, metas = write_selected_seeds(
+            [Path(path) for path in self.inputs.seed_files],
+            read_seeds(file, [Path(mask) for mask in self.inputs.mask_files]),
+            file,
+            Path(runtime.cwd),
+            percentile=self.inputs.percentile,
+        )
+        self._results["mask_files"] = [str(path) for path in masks]
+        self._results["meta_files"] = [str(path) for path in metas]
+        return runtime
+
+
 class _ReduceCorrelationInputSpec(BaseInterfaceInputSpec):
     partial_files = InputMultiObject(
         File(exists=True), mandatory=True, desc="results of CorrelateBatch, one per file"
@@ -97,6 +182,13 @@ class _ReduceCorrelationInputSpec(BaseInterfaceInputSpec):
     connectome_file = File(
         exists=True, mandatory=True, desc="any HDF5 file of the connectome, for the voxel grid"
     )
+    p_maps = traits.Bool(
+        True, usedefault=True, desc="make maps of p, of the false discovery rate, and thresholded"
+    )
+    fdr_alpha = traits.Range(
+        0.0, 1.0, 0.05, usedefault=True, desc="false discovery rate below which a voxel is marked"
+    )
+    t_threshold = traits.Float(desc="mark voxels whose t is larger in size")
 
 
 class _ReduceCorrelationOutputSpec(TraitedSpec):
@@ -105,6 +197,12 @@ class _ReduceCorrelationOutputSpec(TraitedSpec):
     t_maps = traits.List(
         File(exists=True), desc="one-sample t of z per lesion; none for a single subject"
     )
+    p_maps = traits.List(File(exists=True), desc="two-sided probability of t per lesion")
+    q_maps = traits.List(
+        File(exists=True), desc="false discovery rate per lesion, over voxels outside the seed"
+    )
+    qsig_maps = traits.List(File(exists=True), desc="voxels with a rate below fdr_alpha")
+    tsig_maps = traits.List(File(exists=True), desc="voxels with a t above t_threshold in size")
     valid_mask = File(exists=True, desc="voxels whose series vary in some subject")
     summaries = traits.List(File(exists=True), desc="JSON summary per lesion")
 
@@ -117,12 +215,15 @@ class ReduceCorrelation(SimpleInterface):
 
     def _run_interface(self, runtime):
         from lacuna_nipype.connectomes.functional import read_connectome_file
-        from lacuna_nipype.connectomes.maps import write_maps
+        from lacuna_nipype.connectomes.maps import MapOptions, write_maps
 
+        inputs = self.inputs
+        threshold = inputs.t_threshold if isdefined(inputs.t_threshold) else None
         written = write_maps(
-            [Path(path) for path in self.inputs.partial_files],
-            read_connectome_file(Path(self.inputs.connectome_file)),
+            [Path(path) for path in inputs.partial_files],
+            read_connectome_file(Path(inputs.connectome_file)),
             Path(runtime.cwd),
+            MapOptions(inputs.p_maps, inputs.fdr_alpha, threshold),
         )
         self._results.update(written)
         return runtime

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,52 @@ def _complete_bidsignore(path: Path) -> None:
     if missing:
         with atomic_path(path) as temporary:
             temporary.write_text("\n".join([*lines, *missing]) + "\n", encoding="utf-8")
+
+
+def earlier_outputs(output_dir: Path, key: str) -> list[Path]:
+    """List the results of a lesion that an output folder holds already.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Derivatives dataset.
+    key : str
+        Text that identifies the lesion, such as ``sub-01_ses-01_label-L``.
+
+    Returns
+    -------
+    list of Path
+    """
+    *start, label = key.split("_")
+    found = (output_dir / start[0]).glob(f"**/{'_'.join(start)}_*{label}_*")
+    return sorted(path for path in found if path.is_file())
+
+
+def remove_leftovers(output_dir: Path, subjects: Iterable[str], *, older_than_s: float) -> int:
+    """Remove temporary files that killed runs left beside results.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Derivatives dataset.
+    subjects : iterable of str
+        Participants to look at, without ``sub-``.
+    older_than_s : float
+        Younger files are left alone: another run may be writing them.
+
+    Returns
+    -------
+    int
+        Number of files removed.
+    """
+    oldest = time.time() - older_than_s
+    removed = 0
+    for subject in subjects:
+        for path in (output_dir / f"sub-{subject}").glob("**/.tmp-*"):
+            if path.is_file() and path.stat().st_mtime < oldest:
+                path.unlink(missing_ok=True)
+                removed += 1
+    return removed
 
 
 def bids_uri(path: Path, links: Mapping[str, Path | str]) -> str:

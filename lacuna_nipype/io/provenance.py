@@ -11,40 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lacuna_nipype import __version__
-from lacuna_nipype.core.files import write_json
+from lacuna_nipype.core.files import fingerprint, write_json
 
 PACKAGES = ("nipype", "nibabel", "numpy", "scipy", "h5py", "pandas", "nilearn", "pybids")
-WHOLE_FILE_BYTES = 64 * 2**20
-SAMPLE_BYTES = 2**16
-N_SAMPLES = 64
-
-
-def fingerprint(path: Path) -> str:
-    """Identify a file's content without reading a hundred gigabytes.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    str
-        ``sha256:...`` of the whole content up to 64 MiB; for larger files ``sampled-sha256:...``
-        of the size and 64 evenly spaced blocks of 64 KiB, which tells versions of a file apart
-        but is no proof against tampering.
-    """
-    digest = hashlib.sha256()
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        if size <= WHOLE_FILE_BYTES:
-            for block in iter(lambda: stream.read(2**20), b""):
-                digest.update(block)
-            return f"sha256:{digest.hexdigest()}"
-        digest.update(size.to_bytes(8, "little"))
-        for number in range(N_SAMPLES):
-            stream.seek((size - SAMPLE_BYTES) * number // (N_SAMPLES - 1))
-            digest.update(stream.read(SAMPLE_BYTES))
-    return f"sampled-sha256:{digest.hexdigest()}"
 
 
 def combined_fingerprint(paths: Sequence[Path]) -> str:

@@ -21,6 +21,25 @@ MAPS: dict[tuple[str, str], dict[str, Any]] = {
         "connectome; 0 where z does not vary.",
         "Units": "1",
     },
+    ("fnm", "p"): {
+        "Description": "Two-sided probability of t with N - 1 degrees of freedom, N being the "
+        "subjects of the connectome; 1 outside the brain.",
+        "Units": "1",
+    },
+    ("fnm", "q"): {
+        "Description": "False discovery rate (Benjamini & Hochberg 1995) over the voxels that "
+        "vary and lie outside the seed; 1 elsewhere.",
+        "Units": "1",
+    },
+    ("fnm", "qsig"): {
+        "Description": "Voxels with a false discovery rate below the threshold. With a large "
+        "connectome nearly every voxel differs from zero: this map ranks nothing.",
+        "Units": "1",
+    },
+    ("fnm", "tsig"): {
+        "Description": "Voxels whose t is larger in size than the threshold.",
+        "Units": "1",
+    },
     ("fnm", "valid"): {
         "Description": "Voxels at which the maps of this analysis mean something: inside the "
         "connectome's brain mask, with a series that varies in some subject.",
@@ -33,11 +52,17 @@ MAPS: dict[tuple[str, str], dict[str, Any]] = {
     },
 }
 
+# Functional maps that are summarised over regions, and what is done to the average: r is averaged
+# as z and turned back.
+FNM_TABLES = {"r": "tanh", "z": "identity", "t": "identity"}
+
 TABLES: dict[tuple[str, str], str] = {
     ("rd", "damagepct"): "Share of every region inside the lesion.",
     ("fnm", "r"): "Mean correlation of every region, averaged through Fisher's z.",
     ("fnm", "z"): "Mean Fisher z of every region.",
     ("fnm", "t"): "Mean over voxels of the t map in every region.",
+    ("afnm", "score"): "Connectivity of every region with those that the lesion touches: the "
+    "lesion's weights over regions times the mean Fisher z between regions.",
     ("snm", "mapdisconnectionpct"): "Mean of the disconnection map over every region.",
 }
 

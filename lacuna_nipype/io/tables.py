@@ -16,6 +16,12 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "z": {"Description": "Mean of Fisher's z over voxels and subjects.", "Units": "1"},
     "t": {"Description": "Mean over voxels of the one-sample t of z.", "Units": "1"},
+    "score": {
+        "Description": "Weights of the regions that the lesion touches times their mean Fisher z "
+        "with the region; the region itself adds nothing.",
+        "Units": "1",
+    },
+    "weight": {"Description": "Weight of the region in the sum that makes the scores."},
     "mapdisconnectionpct": {
         "Description": "Mean over voxels of the share of streamlines that pass the lesion.",
         "Units": "%",

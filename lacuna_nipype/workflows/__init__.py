@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
+    "init_afnm_wf": "afnm",
     "init_damage_wf": "damage",
     "init_fnm_wf": "fnm",
     "init_lacuna_wf": "base",

@@ -30,6 +30,10 @@ def lesion_workflow_names(key: str) -> tuple[str, str]:
     return f"{stem}_mask_wf", f"{stem}_wf"
 
 
+# What the functional pass tells of each lesion: the change of grid, and the voxels pini kept.
+FNM_ACCOUNTS = ("resampling", "selection")
+
+
 def init_lacuna_wf(
     *,
     lesions: Sequence[Mapping[str, Any]],
@@ -39,7 +43,11 @@ def init_lacuna_wf(
     atlases: Sequence[Mapping[str, Any]] = (),
     functional_files: Sequence[str | Path] = (),
     functional_resolution: str | None = None,
-    n_subjects: int = 0,
+    fnm_maps: Sequence[str] = ("r", "z", "t", "p", "q", "qsig"),
+    fnm_options: Mapping[str, Any] | None = None,
+    matrix_file: str | Path | None = None,
+    matrix_atlas: int = 0,
+    afnm_weighting: str = "fractional",
     tractogram: str | Path | None = None,
     tractogram_space: str | None = None,
     snm_resolution: float = 2.0,
@@ -73,7 +81,6 @@ def init_lacuna_wf(
                 base_dir="work",
                 analyses=["fnm"],
                 functional_files=["batch_1.h5", "batch_2.h5"],
-                n_subjects=20,
             )
 
     Parameters
@@ -83,7 +90,7 @@ def init_lacuna_wf(
         ``resolution`` (of the mask) and ``metadata`` (for all sidecars of the lesion).
     output_dir, base_dir : path-like
         Derivatives dataset and work folder.
-    analyses : sequence of {"rd", "fnm", "snm"}
+    analyses : sequence of {"rd", "fnm", "snm", "afnm"}
         What to do.
     atlases : sequence of mappings
         ``image``, ``labels`` and ``entities`` of each atlas; optionally ``name`` and
@@ -92,8 +99,17 @@ def init_lacuna_wf(
         HDF5 files of the functional connectome.
     functional_resolution : str, optional
         ``res`` entity of the functional maps.
-    n_subjects : int
-        Subjects of the functional connectome: with one there is no t map.
+    fnm_maps : sequence of str
+        Quantities of the functional maps; with a connectome of one subject only r and z exist.
+    fnm_options : mapping, optional
+        ``method``, ``pini_percentile``, ``p_maps``, ``fdr_alpha`` and ``t_threshold`` of
+        :func:`lacuna_nipype.workflows.init_fnm_wf`; they must make the ``fnm_maps``.
+    matrix_file : path-like, optional
+        Connectivity matrix of z between the regions of one atlas, for ``afnm``.
+    matrix_atlas : int
+        Place of that atlas among the atlases.
+    afnm_weighting : str
+        See :func:`lacuna_nipype.workflows.init_afnm_wf`.
     tractogram, tractogram_space : optional
         ``.tck`` file and its standard space.
     snm_resolution : float
@@ -112,11 +128,14 @@ def init_lacuna_wf(
     nipype Workflow
     """
     workflow = pe.Workflow(name=name or workflow_name(), base_dir=str(base_dir))
-    fnm_maps = ["r", "z", *(["t"] if n_subjects > 1 else [])]
+    accounts = FNM_ACCOUNTS[: 2 if (fnm_options or {}).get("method") == "pini" else 1]
     fnm_wf = tdi_wf = None
     if "fnm" in analyses:
         fnm_wf = init_fnm_wf(
-            connectome_files=functional_files, memory_gb=memory_gb, omp_nthreads=omp_nthreads
+            connectome_files=functional_files,
+            memory_gb=memory_gb,
+            omp_nthreads=omp_nthreads,
+            **(fnm_options or {}),
         )
     if "snm" in analyses:
         tdi_wf = init_tdi_wf(
@@ -144,7 +163,11 @@ def init_lacuna_wf(
                 atlases=atlases,
                 mask_resolution=lesion.get("resolution"),
                 fnm_maps=fnm_maps,
+                fnm_accounts=accounts,
                 fnm_resolution=functional_resolution,
+                matrix_file=matrix_file,
+                matrix_atlas=matrix_atlas,
+                afnm_weighting=afnm_weighting,
                 tractogram=tractogram,
                 snm_resolution=f"{snm_resolution:g}",
                 upsample=upsample,
@@ -169,7 +192,7 @@ def init_lacuna_wf(
         for analysis, node in parcels.items():
             workflow.connect(node, "out", lesion_wfs[-1], f"inputnode.{analysis}_parcels")
     if fnm_wf is not None:
-        _connect_pass(workflow, fnm_wf, mask_wfs, lesion_wfs, fnm_maps)
+        _connect_pass(workflow, fnm_wf, mask_wfs, lesion_wfs, fnm_maps, accounts)
     if tdi_wf is not None:
         for lesion_wf in lesion_wfs:
             workflow.connect(
@@ -184,7 +207,7 @@ def init_lacuna_wf(
                     )
                 ]
             )
-    if not {"rd", "fnm", "snm"} & set(analyses):
+    if not {"rd", "fnm", "snm", "afnm"} & set(analyses):
         raise ValueError(f"No known analysis among {list(analyses)}.")
     return workflow
 
@@ -216,7 +239,7 @@ def _pick(items, number):
     return items[number]
 
 
-def _connect_pass(workflow, fnm_wf, mask_wfs, lesion_wfs, fnm_maps) -> None:
+def _connect_pass(workflow, fnm_wf, mask_wfs, lesion_wfs, fnm_maps, accounts) -> None:
     """Collect all masks for the one pass, and hand every lesion its own maps."""
     masks = pe.Node(
         niu.Merge(len(lesion_wfs)), name="all_masks", run_without_submitting=True, mem_gb=0.1
@@ -228,7 +251,7 @@ def _connect_pass(workflow, fnm_wf, mask_wfs, lesion_wfs, fnm_maps) -> None:
         for listed, own in (
             *((f"{quantity}_maps", f"fnm_{quantity}") for quantity in fnm_maps),
             ("summaries", "fnm_summary"),
-            ("resampling", "fnm_resampling"),
+            *((account, f"fnm_{account}") for account in accounts),
         ):
             source = (f"outputnode.{listed}", _pick, number)
             workflow.connect(fnm_wf, source, lesion_wf, f"inputnode.{own}")

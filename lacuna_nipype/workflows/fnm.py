@@ -8,13 +8,31 @@ from pathlib import Path
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from lacuna_nipype.interfaces.functional import ConnectomeMask, CorrelateBatch, ReduceCorrelation
+from lacuna_nipype.interfaces.functional import (
+    ConnectomeMask,
+    CorrelateBatch,
+    ReduceCorrelation,
+    SeedCorrelations,
+    SelectSeeds,
+)
 from lacuna_nipype.interfaces.mask import ResampleMask
+
+
+# Results of the last step that are handed on under their own names.
+REDUCED = (
+    "r_maps", "z_maps", "t_maps", "p_maps", "q_maps", "qsig_maps", "tsig_maps", "summaries",
+    "valid_mask",
+)  # fmt: skip
 
 
 def init_fnm_wf(
     *,
     connectome_files: Sequence[str | Path],
+    method: str = "boes",
+    pini_percentile: float = 20.0,
+    p_maps: bool = True,
+    fdr_alpha: float = 0.05,
+    t_threshold: float | None = None,
     memory_gb: float = 2.0,
     omp_nthreads: int = 1,
     name: str = "fnm_wf",
@@ -34,7 +52,17 @@ def init_fnm_wf(
     Parameters
     ----------
     connectome_files : sequence of path-like
-        HDF5 files in Lacuna's layout that share one brain mask.
+        HDF5 files, in Lacuna's layout or of the store, that share one brain mask.
+    method : {"boes", "pini"}
+        Seed: all lesion voxels, or those that load on the first principal component.
+    pini_percentile : float
+        Per cent of the lesion's voxels that ``pini`` leaves out.
+    p_maps : bool
+        Make maps of p, of the false discovery rate q, and of the voxels with q below
+        ``fdr_alpha``.
+    fdr_alpha : float
+    t_threshold : float, optional
+        Make a map of the voxels whose t is larger in size.
     memory_gb : float
         Memory in GB that the pass over one file may take.
     omp_nthreads : int
@@ -49,8 +77,11 @@ def init_fnm_wf(
 
     Outputs
     -------
-    r_maps, z_maps, t_maps, summaries
-        Lists in the order of the masks; ``t_maps`` is empty for a connectome of one subject.
+    r_maps, z_maps, t_maps, p_maps, q_maps, qsig_maps, tsig_maps, summaries
+        Lists in the order of the masks, empty for maps that are not made: with a connectome of
+        one subject there are only r and z.
+    selection
+        List of JSON files: the voxels that ``pini`` kept; undefined with ``boes``.
     resampling
         List of JSON files: what the change of grid did to each lesion.
     valid_mask
@@ -61,7 +92,7 @@ def init_fnm_wf(
     inputnode = pe.Node(niu.IdentityInterface(fields=["mask_files"]), name="inputnode")
     outputnode = pe.Node(
         niu.IdentityInterface(
-            fields=["r_maps", "z_maps", "t_maps", "summaries", "resampling", "valid_mask"]
+            fields=[*REDUCED, "resampling", "selection"],
         ),
         name="outputnode",
     )
@@ -85,14 +116,41 @@ def init_fnm_wf(
             (connectome, reduce_, [("first", "connectome_file")]),
             (inputnode, seeds, [("mask_files", "in_file")]),
             (brain, seeds, [("out_file", "reference")]),
-            (seeds, correlate, [("out_file", "mask_files")]),
             (correlate, reduce_, [("out_file", "partial_files")]),
             (seeds, outputnode, [("out_meta", "resampling")]),
             (
                 reduce_,
                 outputnode,
-                [(key, key) for key in ("r_maps", "z_maps", "t_maps", "summaries", "valid_mask")],
+                [(key, key) for key in REDUCED],
             ),
         ]
     )
+    reduce_.inputs.trait_set(p_maps=p_maps, fdr_alpha=fdr_alpha)
+    if t_threshold is not None:
+        reduce_.inputs.t_threshold = t_threshold
+    if method == "boes":
+        workflow.connect(seeds, "out_file", correlate, "mask_files")
+    elif method == "pini":
+        _connect_selection(workflow, connectome, seeds, correlate, outputnode, pini_percentile)
+    else:
+        raise ValueError(f"method is boes or pini, not {method!r}.")
     return workflow
+
+
+def _connect_selection(workflow, connectome, seeds, correlate, outputnode, percentile) -> None:
+    """Put the choice of voxels between the lesions and the pass."""
+    relate = pe.MapNode(
+        SeedCorrelations(), iterfield=["connectome_file"], name="relate", mem_gb=correlate.mem_gb
+    )
+    select = pe.Node(SelectSeeds(percentile=percentile), name="select", mem_gb=1.0)
+    workflow.connect(
+        [
+            (connectome, relate, [("files", "connectome_file")]),
+            (connectome, select, [("first", "connectome_file")]),
+            (seeds, relate, [("out_file", "mask_files")]),
+            (seeds, select, [("out_file", "mask_files")]),
+            (relate, select, [("out_file", "seed_files")]),
+            (select, correlate, [("mask_files", "mask_files")]),
+            (select, outputnode, [("meta_files", "selection")]),
+        ]
+    )

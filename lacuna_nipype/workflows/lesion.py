@@ -10,27 +10,30 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from lacuna_nipype.interfaces.bids import DerivativesDataSink
-from lacuna_nipype.io.quantities import resolution_text
+from lacuna_nipype.io.quantities import FNM_TABLES, resolution_text
+from lacuna_nipype.workflows.afnm import init_afnm_wf
 from lacuna_nipype.workflows.damage import init_damage_wf
 from lacuna_nipype.workflows.outputs import init_output_wf
 from lacuna_nipype.workflows.parcellate import init_parcellate_wf
 from lacuna_nipype.workflows.snm import init_snm_wf
 
-# Quantity and transform of each functional map that is summarised over regions: r is averaged
-# as z and turned back.
-FNM_TABLES = {"r": "tanh", "z": "identity", "t": "identity"}
-
 INPUTS = (
     "mask_file",
     "mask_meta",
     "rd_parcels",
+    "afnm_parcels",
     "fnm_r",
     "fnm_z",
     "fnm_t",
+    "fnm_p",
+    "fnm_q",
+    "fnm_qsig",
+    "fnm_tsig",
     "fnm_valid_mask",
     "fnm_parcels",
     "fnm_summary",
     "fnm_resampling",
+    "fnm_selection",
     "snm_template",
     "snm_full_tdi",
     "snm_parcels",
@@ -45,7 +48,11 @@ def init_lesion_wf(
     atlases: Sequence[Mapping[str, Any]] = (),
     mask_resolution: str | None = None,
     fnm_maps: Sequence[str] = ("r", "z", "t"),
+    fnm_accounts: Sequence[str] = ("resampling",),
     fnm_resolution: str | None = None,
+    matrix_file: str | Path | None = None,
+    matrix_atlas: int = 0,
+    afnm_weighting: str = "fractional",
     tractogram: str | Path | None = None,
     snm_resolution: str | None = None,
     upsample: int | None = None,
@@ -76,7 +83,7 @@ def init_lesion_wf(
         BIDS entities of the lesion; ``space`` included.
     output_dir : path-like
         Derivatives dataset.
-    analyses : sequence of {"rd", "fnm", "snm"}
+    analyses : sequence of {"rd", "fnm", "snm", "afnm"}
         What to do.
     atlases : sequence of mappings
         ``entities`` and optionally ``name`` and ``description`` of each atlas, in the order of
@@ -85,6 +92,14 @@ def init_lesion_wf(
         Values of the ``res`` entity of the mask and of each analysis's maps.
     fnm_maps : sequence of str
         Quantities of the functional maps.
+    fnm_accounts : sequence of {"resampling", "selection"}
+        Accounts of the seed that go into the sidecars of the functional results.
+    matrix_file : path-like, optional
+        Connectivity matrix, for ``afnm``.
+    matrix_atlas : int
+        Place of the matrix's atlas among the atlases.
+    afnm_weighting : str
+        See :func:`lacuna_nipype.workflows.init_afnm_wf`.
     tractogram : path-like, optional
         Whole tractogram, for ``snm``.
     upsample : int, optional
@@ -98,11 +113,11 @@ def init_lesion_wf(
     ------
     mask_file, mask_meta
         Validated mask and its JSON, from :func:`lacuna_nipype.workflows.init_mask_wf`.
-    rd_parcels, fnm_parcels, snm_parcels
+    rd_parcels, afnm_parcels, fnm_parcels, snm_parcels
         Prepared parcels: on the atlases' own grids, and on the grids of the maps.
-    fnm_r, fnm_z, fnm_t
+    fnm_r, fnm_z, fnm_t, fnm_p, fnm_q, fnm_qsig, fnm_tsig
         Functional maps of this lesion.
-    fnm_valid_mask, fnm_summary, fnm_resampling
+    fnm_valid_mask, fnm_summary, fnm_resampling, fnm_selection
         Of this lesion, from the functional pass.
     snm_template, snm_full_tdi
         Of the whole tractogram.
@@ -113,9 +128,7 @@ def init_lesion_wf(
     inputnode = pe.Node(niu.IdentityInterface(fields=list(INPUTS)), name="inputnode")
     mask_sink = _mask_sink(output_dir, entities, mask_resolution, metadata.get("mask", {}))
     workflow.connect(
-        [
-            (inputnode, mask_sink, [("mask_file", "in_file"), ("mask_meta", "meta_files")])
-        ]
+        [(inputnode, mask_sink, [("mask_file", "in_file"), ("mask_meta", "meta_files")])]
     )
     if "rd" in analyses:
         output_wf = init_output_wf(
@@ -126,21 +139,36 @@ def init_lesion_wf(
             metadata=metadata.get("rd"),
             name="rd_output_wf",
         )
-        damage_wf = init_damage_wf(atlas_names=[atlas["name"] for atlas in atlases if "name" in atlas])
+        damage_wf = init_damage_wf(
+            atlas_names=[atlas["name"] for atlas in atlases if "name" in atlas]
+        )
         _connect_damage(workflow, inputnode, damage_wf, output_wf)
+    if "afnm" in analyses:
+        output_wf = init_output_wf(
+            **shared,
+            analysis="afnm",
+            atlases=[atlases[matrix_atlas]],
+            tables=["score"],
+            metadata=metadata.get("afnm"),
+            name="afnm_output_wf",
+        )
+        afnm_wf = init_afnm_wf(matrix_file=matrix_file, weighting=afnm_weighting)
+        _connect_afnm(workflow, inputnode, afnm_wf, output_wf, matrix_atlas)
     if "fnm" in analyses:
+        averaged = [quantity for quantity in fnm_maps if quantity in FNM_TABLES]
         output_wf = init_output_wf(
             **shared,
             analysis="fnm",
             maps=[*fnm_maps, "valid"],
             map_entities=_res(fnm_resolution),
             atlases=atlases,
-            tables=fnm_maps,
+            tables=averaged,
             metadata=metadata.get("fnm"),
             with_meta_file=True,
             name="fnm_output_wf",
         )
-        _connect_fnm(workflow, inputnode, output_wf, fnm_maps, with_atlases=bool(atlases))
+        _list_files(workflow, inputnode, fnm_accounts, "fnm_accounts", output_wf, "meta_file")
+        _connect_fnm(workflow, inputnode, output_wf, fnm_maps, averaged if atlases else ())
     if "snm" in analyses:
         output_wf = init_output_wf(
             **shared,
@@ -179,6 +207,34 @@ def _mask_sink(output_dir, entities, resolution, metadata) -> pe.Node:
     return sink
 
 
+def _pick(items, number):
+    """Take one atlas's file from a list over atlases (nipype stores the source of this)."""
+    return items[number]
+
+
+def _connect_afnm(workflow, inputnode, afnm_wf, output_wf, atlas) -> None:
+    workflow.connect(
+        [
+            (
+                inputnode,
+                afnm_wf,
+                [
+                    ("mask_file", "inputnode.mask_file"),
+                    (("afnm_parcels", _pick, atlas), "inputnode.parcels_file"),
+                ],
+            ),
+            (
+                afnm_wf,
+                output_wf,
+                [
+                    ("outputnode.table", "inputnode.tables"),
+                    ("outputnode.summary", "inputnode.summary"),
+                ],
+            ),
+        ]
+    )
+
+
 def _connect_damage(workflow, inputnode, damage_wf, output_wf) -> None:
     workflow.connect(
         [
@@ -202,44 +258,39 @@ def _connect_damage(workflow, inputnode, damage_wf, output_wf) -> None:
     )
 
 
-def _list_maps(workflow, inputnode, fields, name) -> pe.Node:
-    """Gather fields of the input node into one list."""
+def _list_files(workflow, inputnode, fields, name, target_wf, target) -> None:
+    """Gather functional fields of the input node into one list for an inner workflow."""
     listed = pe.Node(niu.Merge(len(fields)), name=name, run_without_submitting=True, mem_gb=0.1)
     for place, field in enumerate(fields, start=1):
-        workflow.connect(inputnode, field, listed, f"in{place}")
-    return listed
+        workflow.connect(inputnode, f"fnm_{field}", listed, f"in{place}")
+    workflow.connect(listed, "out", target_wf, f"inputnode.{target}")
 
 
-def _connect_fnm(workflow, inputnode, output_wf, quantities, *, with_atlases) -> None:
-    stored = [*(f"fnm_{quantity}" for quantity in quantities), "fnm_valid_mask"]
-    maps = _list_maps(workflow, inputnode, stored, "fnm_maps")
+def _connect_fnm(workflow, inputnode, output_wf, quantities, averaged) -> None:
+    stored = [*quantities, "valid_mask"]
+    _list_files(workflow, inputnode, stored, "fnm_maps", output_wf, "maps")
     workflow.connect(
         [
-            (maps, output_wf, [("out", "inputnode.maps")]),
             (
                 inputnode,
                 output_wf,
-                [
-                    ("fnm_summary", "inputnode.summary"),
-                    ("fnm_resampling", "inputnode.meta_file"),
-                ],
+                [("fnm_summary", "inputnode.summary")],
             ),
         ]
     )
-    if with_atlases:
-        transforms = [FNM_TABLES[quantity] for quantity in quantities]
+    if averaged:
+        transforms = [FNM_TABLES[quantity] for quantity in averaged]
         # r is averaged as z and turned back, so z stands in its place.
-        averaged = [
-            "fnm_z" if transform == "tanh" else f"fnm_{quantity}"
-            for quantity, transform in zip(quantities, transforms, strict=True)
+        fields = [
+            "z" if transform == "tanh" else quantity
+            for quantity, transform in zip(averaged, transforms, strict=True)
         ]
-        maps = _list_maps(workflow, inputnode, averaged, "fnm_maps_to_average")
         parcellate_wf = init_parcellate_wf(
-            quantities=quantities, transforms=transforms, name="fnm_parcellate_wf"
+            quantities=averaged, transforms=transforms, name="fnm_parcellate_wf"
         )
+        _list_files(workflow, inputnode, fields, "fnm_maps_to_average", parcellate_wf, "maps")
         workflow.connect(
             [
-                (maps, parcellate_wf, [("out", "inputnode.maps")]),
                 (
                     inputnode,
                     parcellate_wf,

@@ -72,9 +72,9 @@ def init_output_wf(
     tables
         List of tables: atlas by atlas, quantities varying fastest.
     summary
-        JSON with the numbers of the analysis.
+        JSON with the numbers of the analysis, which go into the sidecars as well.
     meta_file
-        JSON whose content goes into every sidecar.
+        JSON, or list of them, whose content goes into every sidecar.
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(
@@ -97,9 +97,7 @@ def init_output_wf(
         described.append(describe_map(analysis, quantity, map_entities or {}))
     for atlas in atlases:
         for quantity in tables:
-            variants.append(
-                {**atlas["entities"], "statistic": quantity, "suffix": "parcelstats"}
-            )
+            variants.append({**atlas["entities"], "statistic": quantity, "suffix": "parcelstats"})
             described.append(
                 {**describe_table(analysis, quantity), "Atlas": atlas.get("description", {})}
             )
@@ -113,6 +111,7 @@ def init_output_wf(
     for number, field in enumerate([*sources, "summary"], start=1):
         workflow.connect(inputnode, field, files, f"in{number}")
     workflow.connect(files, "out", sink, "in_file")
+    workflow.connect(inputnode, "summary", sink, "statistics_file")
     if with_meta_file:
         workflow.connect(inputnode, "meta_file", sink, "meta_files")
     return workflow

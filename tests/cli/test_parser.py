@@ -148,8 +148,9 @@ def test_both_spellings_of_every_flag(flag):
 @pytest.mark.parametrize(
     "words",
     [
-        ("--pini-percentile", "20"),
-        ("--fnm-method", "pini"),
+        ("--pini-percentile", "120"),
+        ("--fnm-method", "other"),
+        ("--fdr-alpha", "5"),
         ("--no-such-flag",),
         ("--participant", "01"),
         ("--plugin", "SLURM"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lacuna_nipype import __version__
+from lacuna_nipype.core import files
 from lacuna_nipype.io import provenance
 from lacuna_nipype.io.provenance import (
     append_run,
@@ -19,9 +20,9 @@ from lacuna_nipype.io.provenance import (
 @pytest.fixture
 def large(tmp_path, monkeypatch):
     """A file above the limit for whole files: 1 MiB, sampled in 8 blocks of 4 KiB."""
-    monkeypatch.setattr(provenance, "WHOLE_FILE_BYTES", 2**18)
-    monkeypatch.setattr(provenance, "SAMPLE_BYTES", 2**12)
-    monkeypatch.setattr(provenance, "N_SAMPLES", 8)
+    monkeypatch.setattr(files, "WHOLE_FILE_BYTES", 2**18)
+    monkeypatch.setattr(files, "SAMPLE_BYTES", 2**12)
+    monkeypatch.setattr(files, "N_SAMPLES", 8)
     path = tmp_path / "large.bin"
     path.write_bytes(np.random.default_rng(0).bytes(2**20))
     return path

@@ -129,7 +129,6 @@ class Study:
             ],
             functional_files=[self.connectomes / f"batch_{number}.h5" for number in range(2)],
             functional_resolution="16",
-            n_subjects=6,
             tractogram=self.connectomes / "whole.tck",
             tractogram_space=SPACE,
         )
@@ -151,7 +150,10 @@ def study(tmp_path, connectomes, quiet):
 
 
 FUNCTIONAL = [
-    *(f"res-16_LABEL_stat-{name}_desc-fnm_statmap.nii.gz" for name in ("r", "z", "t", "valid")),
+    *(
+        f"res-16_LABEL_stat-{name}_desc-fnm_statmap.nii.gz"
+        for name in ("r", "z", "t", "p", "q", "qsig", "valid")
+    ),
     *(f"atlas-Halves_LABEL_stat-{name}_desc-fnm_parcelstats.tsv" for name in "rzt"),
     "LABEL_desc-fnm_stats.json",
 ]

@@ -1,0 +1,370 @@
+"""``lacuna-nipype connectome {convert,build,info}``: make connectomes and look at them."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lacuna_nipype.cli import prepare
+from lacuna_nipype.cli.parser import _absolute, _existing, _Parser, _positive
+
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+_LOGGER = "nipype.interface.lacuna"
+_WILDCARDS = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """One word after ``connectome``.
+
+    Parameters
+    ----------
+    summary : str
+        Line in the list of commands.
+    add_arguments : callable
+        Fills the command's parser.
+    run : callable
+        Takes the parsed arguments, prints the result.
+    """
+
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments after ``connectome``.
+
+    Returns
+    -------
+    int
+        Exit code: 0; 1 when some files failed and others are finished; 2 for wrong arguments or
+        input; 130 when interrupted.
+    """
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    # Heavy imports wait until the arguments are right.
+    from lacuna_nipype.connectomes.ingest import IncompleteError
+    from lacuna_nipype.core.exceptions import LacunaError
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger(_LOGGER).setLevel(logging.INFO)
+    # What a batch system sends shall clean up like Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        COMMANDS[options.command].run(options)
+    except IncompleteError as error:
+        return _fail(str(error), FAILED)
+    except (LacunaError, OSError) as error:
+        return _fail(str(error), USAGE_ERROR)
+    except KeyboardInterrupt:
+        return _fail(
+            "Interrupted; finished files are kept, run the same command again to continue.",
+            INTERRUPTED,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _fail(sentence: str, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"{sentence}\n")
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lacuna-nipype connectome",
+        description="Make connectomes that runs can stream, and look at connectomes.",
+        allow_abbrev=False,
+    )
+    words = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        command.add_arguments(
+            words.add_parser(
+                name, help=command.summary, description=command.summary, allow_abbrev=False
+            )
+        )
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compact", action="store_true",
+        help="8 bits per coefficient: half the size and read time, a coarser result",
+    )  # fmt: skip
+    parser.add_argument(
+        "--nprocs", type=_positive, metavar="N",
+        help="files written at the same time (default: what processors and memory allow)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files of other content in OUT"
+    )
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "connectome", metavar="LACUNA_FOLDER", type=_existing,
+        help="HDF5 file, or folder of HDF5 files, in Lacuna's layout (a store with --to-lacuna)",
+    )  # fmt: skip
+    parser.add_argument("out", metavar="OUT", type=_absolute, help="folder to write to")
+    parser.add_argument(
+        "--to-lacuna", action="store_true",
+        help="from the store back to Lacuna's layout, as synthetic series that correlate like "
+        "the originals",
+    )  # fmt: skip
+    parser.add_argument(
+        "--space", metavar="SPACE", help="space of the connectome, where its files do not say"
+    )
+    _add_common(parser)
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", type=_absolute, help="folder to write to")
+    parser.add_argument(
+        "--images", nargs="+", required=True, metavar="IMAGE",
+        help="4D NIfTI images, one per subject; patterns such as 'sub-*/*_bold.nii.gz' work too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mask", required=True, type=_existing, metavar="IMAGE", help="binary brain mask"
+    )
+    parser.add_argument(
+        "--space", required=True, metavar="SPACE", help="standard space of images and mask"
+    )
+    parser.add_argument(
+        "--layout", choices=("store", "lacuna"), default="store",
+        help="the package's store, or Lacuna's HDF5 layout (default: store)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--subjects-per-file", type=_positive, default=10, metavar="N", help="(default: 10)"
+    )
+    parser.add_argument(
+        "--detrend", type=_order, metavar="ORDER",
+        help="remove a polynomial trend: 0 the mean, 1 a line, 2 a parabola",
+    )  # fmt: skip
+    parser.add_argument(
+        "--remove-global-signal", action="store_true", help="regress the brain's mean series out"
+    )
+    parser.add_argument(
+        "--standardize", action="store_true", help="scale each series to unit variance"
+    )
+    _add_common(parser)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "connectome", metavar="PATH", type=_existing,
+        help="HDF5 file, folder of HDF5 files, or tractogram (.tck)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--check-data", action="store_true",
+        help="read everything: count series that are not finite or constant, find duplicates",
+    )  # fmt: skip
+
+
+def _order(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+class _Progress:
+    """A bar on a terminal, log lines elsewhere; a callback and a context."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self._what, self._unit = what, unit
+        self._bar: Any = None
+        self._log: Callable[[int, int], None] | None = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            if self._log is None:
+                from lacuna_nipype.execution.progress import log_progress
+
+                self._log = log_progress(self._what)
+            self._log(done, total)
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, initial=done, desc=self._what, unit=self._unit, dynamic_ncols=True
+            )
+        self._bar.n = done
+        self._bar.refresh()
+
+
+def _resources(options: argparse.Namespace) -> dict[str, Any]:
+    """Processors, and memory as a limit where the user did not choose a number of processes."""
+    from lacuna_nipype.execution.resources import available_memory_gb, available_processors
+
+    if options.nprocs:
+        return {"n_procs": options.nprocs}
+    return {"n_procs": available_processors(), "memory_gb": available_memory_gb()}
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from lacuna_nipype.connectomes.convert import convert_connectome, store_to_lacuna
+    from lacuna_nipype.connectomes.inspection import inspect_connectome
+    from lacuna_nipype.core.exceptions import ValidationError
+
+    common = {
+        "overwrite": options.overwrite, "space": options.space, **_resources(options)
+    }  # fmt: skip
+    with _Progress("Subjects converted:", "subject") as progress:
+        if options.to_lacuna:
+            if options.compact:
+                raise ValidationError("--compact is for the store; leave it out with --to-lacuna.")
+            store_to_lacuna(options.connectome, options.out, progress=progress, **common)
+        else:
+            kind = "int8" if options.compact else "int16"
+            convert_connectome(
+                options.connectome, options.out, kind=kind, progress=progress, **common
+            )
+    before, after = inspect_connectome(options.connectome), inspect_connectome(options.out)
+    store = before if options.to_lacuna else after
+    _print(
+        f"Before: {_size(before)}",
+        f"After:  {_size(after)}",
+        _precision(store),
+        f"{'Connectome' if options.to_lacuna else 'Store'}: {options.out}",
+    )
+
+
+def _build(options: argparse.Namespace) -> None:
+    from lacuna_nipype.connectomes.build import build_connectome
+    from lacuna_nipype.connectomes.inspection import inspect_connectome
+
+    with _Progress("Subjects read:", "subject") as progress:
+        build_connectome(
+            _expand(options.images),
+            options.mask,
+            options.out,
+            space=options.space,
+            layout=options.layout,
+            kind="int8" if options.compact else "int16",
+            subjects_per_file=options.subjects_per_file,
+            detrend=options.detrend,
+            remove_global_signal=options.remove_global_signal,
+            standardize=options.standardize,
+            overwrite=options.overwrite,
+            progress=progress,
+            **_resources(options),
+        )
+    found = inspect_connectome(options.out)
+    lines = [f"Written: {_size(found)}"]
+    if found["Layout"] == "store":
+        lines.append(_precision(found))
+    _print(*lines, f"Connectome: {options.out}")
+
+
+def _expand(words: Sequence[str]) -> list[Path]:
+    """Paths of files and patterns, patterns in name order."""
+    from lacuna_nipype.core.exceptions import ValidationError
+
+    paths = []
+    for word in words:
+        if _WILDCARDS & set(word) and not Path(word).exists():
+            # Not Path.glob, which takes no absolute pattern.
+            found = sorted(glob.glob(str(Path(word).expanduser()), recursive=True))  # noqa: PTH207
+            if not found:
+                raise ValidationError(f"No image matches {word}; check the pattern.")
+            paths += [_absolute(name) for name in found]
+        else:
+            paths.append(_absolute(word))
+    return paths
+
+
+def _info(options: argparse.Namespace) -> None:
+    from lacuna_nipype.connectomes.inspection import inspect_connectome
+
+    with _Progress("Checked:", "piece") as progress:
+        found = inspect_connectome(
+            options.connectome, check_data=options.check_data, progress=progress
+        )
+    if options.json:
+        _print(json.dumps(found, indent=2, allow_nan=False))
+    else:
+        _print(*_table({"Connectome": str(options.connectome), **found}))
+
+
+def _print(*lines: str) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _size(found: dict[str, Any]) -> str:
+    files = f"{found['NumberOfFiles']} file{'s'[: found['NumberOfFiles'] != 1]}"
+    return f"{files}, {found['NumberOfSubjects']} subjects, {_amount(found['Bytes'])}"
+
+
+def _amount(n_bytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.3g} {unit}"
+    return f"{n_bytes} bytes"
+
+
+def _precision(store: dict[str, Any]) -> str:
+    lengths = " and ".join(map(str, store["NumberOfTimePoints"]))
+    constant = store["ConstantVoxelsMaximum"]
+    remark = f"; up to {constant} constant voxels in a subject" if constant else ""
+    return (
+        f"Precision: {' and '.join(store['CoefficientType'])}, {store['RankMaximum']} "
+        f"coefficients per voxel for {lengths} time points; largest error of a correlation "
+        f"{store['CorrelationErrorMaximum']:.2g} (measured on a sample of each subject's "
+        f"voxels){remark}"
+    )
+
+
+def _table(found: dict[str, Any], indent: str = "") -> list[str]:
+    """Lines of ``key: value``, aligned; lists of text and tables go below their key."""
+    width = max(len(key) for key in found) + 1
+    lines = []
+    for key, value in found.items():
+        start = f"{indent}{key + ':':<{width}}"
+        if isinstance(value, dict):
+            lines += [start.rstrip(), *_table(value, indent + "  ")]
+        elif isinstance(value, int) and (key == "Bytes" or key.startswith("int")):
+            lines.append(f"{start} {value} ({_amount(value)})")
+        elif isinstance(value, list) and any(isinstance(v, (str, list)) for v in value):
+            texts = [v if isinstance(v, str) else " = ".join(v) for v in value]
+            lines += [f"{start} {texts[0]}", *(f"{indent}{'':<{width}} {t}" for t in texts[1:])]
+        elif isinstance(value, list):
+            lines.append(f"{start} {', '.join(f'{v:g}' for v in value) or 'none'}")
+        elif isinstance(value, float):
+            lines.append(f"{start} {value:.4g}")
+        else:
+            lines.append(f"{start} {'unknown' if value is None else value}")
+    return lines
+
+
+COMMANDS = {
+    "convert": Subcommand("turn Lacuna's files into the store, or back", _add_convert, _convert),
+    "build": Subcommand("make a connectome from 4D images and a brain mask", _add_build, _build),
+    "prepare": Subcommand(prepare.SUMMARY, prepare.add_arguments, prepare.run),
+    "info": Subcommand("say what a connectome holds and how exact it is", _add_info, _info),
+}

@@ -1,0 +1,183 @@
+"""``lacuna-nipype connectome prepare``: a functional connectome as matrices between parcels."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lacuna_nipype.cli.parser import _absolute, _existing, _named_path, _Parser, _positive
+
+if TYPE_CHECKING:
+    from lacuna_nipype.atlases.catalogue import Atlas
+    from lacuna_nipype.connectomes.functional import FunctionalConnectome
+    from lacuna_nipype.connectomes.prepare import Parcellation, PreparedMatrix
+
+SUMMARY = "reduce a functional connectome to matrices between the parcels of atlases"
+FAILED, USAGE_ERROR = 1, 2
+PROGRESS_SECONDS = 10.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Words after ``connectome prepare``.
+
+    Returns
+    -------
+    int
+        Exit code: 0, 1 when the work failed, 2 for wrong arguments or inputs.
+    """
+    parser = _Parser(
+        prog="lacuna-nipype connectome prepare",
+        description="Reduce a functional connectome to a matrix of connectivity between the "
+        "parcels of each atlas (mean Fisher z over subjects, and r), for --analysis afnm.",
+        allow_abbrev=False,
+    )
+    add_arguments(parser)
+    try:
+        options = parser.parse_args(list(argv))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    # Heavy imports wait until the arguments are right.
+    from lacuna_nipype.core.exceptions import LacunaError, ValidationError
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("nipype.interface.lacuna").setLevel(logging.INFO)
+    try:
+        run(options)
+    except (LacunaError, OSError) as error:
+        sys.stderr.write(f"lacuna-nipype: {error}\n")
+        return USAGE_ERROR if isinstance(error, ValidationError) else FAILED
+    return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
+    parser.add_argument(
+        "connectome", type=_existing, metavar="CONNECTOME",
+        help="HDF5 file, or folder of HDF5 files",
+    )  # fmt: skip
+    parser.add_argument(
+        "output_dir", type=_absolute, metavar="OUT", help="folder for the matrices"
+    )
+    parser.add_argument(
+        "--custom-parcellation", nargs=4, action="append", default=[],
+        metavar=("NAME", "NIFTI", "LABELS", "SPACE"),
+        help="an atlas of your own; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--parcel-atlases", nargs="+", default=[], metavar="ATLAS",
+        help="ids of atlases that a derivatives dataset carries (tpl-* folders)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-d", "--derivatives", nargs="+", type=_named_path, default=[], metavar="[NAME=]PATH",
+        help="datasets to look for atlases in",
+    )  # fmt: skip
+    parser.add_argument(
+        "--functional-space", metavar="SPACE",
+        help="space of the connectome, where its files do not say",
+    )  # fmt: skip
+    parser.add_argument(
+        "--nprocs", type=_positive, metavar="N",
+        help="processors to use; each file is read by one (default: all that are allowed)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace matrices that are there already"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prepare the matrices and print where they are.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        Of :func:`add_arguments`.
+
+    Raises
+    ------
+    LacunaError
+        An input cannot be used, or the work failed.
+    """
+    from lacuna_nipype.core.exceptions import ValidationError
+
+    if not options.custom_parcellation and not options.parcel_atlases:
+        raise ValidationError(
+            "nothing to prepare for: give --custom-parcellation or --parcel-atlases"
+        )
+    if options.parcel_atlases and not options.derivatives:
+        raise ValidationError(
+            "--parcel-atlases needs --derivatives, the dataset that has the atlases"
+        )
+    sys.stdout.write("".join(_summary(matrix) for matrix in _prepare(options)))
+
+
+def _prepare(options: argparse.Namespace) -> list[PreparedMatrix]:
+    from lacuna_nipype.connectomes.functional import open_connectome
+    from lacuna_nipype.connectomes.prepare import connectome_label, prepare_matrices
+    from lacuna_nipype.execution.progress import log_progress
+    from lacuna_nipype.execution.resources import available_processors
+    from lacuna_nipype.io.provenance import combined_fingerprint
+
+    connectome = open_connectome(options.connectome, options.functional_space)
+    return prepare_matrices(
+        connectome,
+        [_parcellation(atlas, connectome) for atlas in _atlases(options, connectome.space)],
+        options.output_dir,
+        label=connectome_label(options.connectome),
+        fingerprint=combined_fingerprint(connectome.paths),
+        n_procs=options.nprocs or available_processors(),
+        overwrite=options.overwrite,
+        progress=log_progress("Subject", every_seconds=PROGRESS_SECONDS),
+    )
+
+
+def _atlases(options: argparse.Namespace, space: str) -> list[Atlas]:
+    from lacuna_nipype.atlases.catalogue import custom_atlas, find_bids_atlases, select_atlases
+
+    atlases = [
+        custom_atlas(name, _absolute(image), _absolute(labels), own_space)
+        for name, image, labels, own_space in options.custom_parcellation
+    ]
+    if options.parcel_atlases:
+        available = [a for _, root in options.derivatives for a in find_bids_atlases(root)]
+        atlases += select_atlases(options.parcel_atlases, available, space)
+    return atlases
+
+
+def _parcellation(atlas: Atlas, connectome: FunctionalConnectome) -> Parcellation:
+    """Check an atlas and bring it to the connectome's grid."""
+    from lacuna_nipype.atlases.catalogue import atlas_description, check_atlas
+    from lacuna_nipype.atlases.parcels import load_parcels
+    from lacuna_nipype.connectomes.prepare import Parcellation
+    from lacuna_nipype.core.exceptions import SpatialMismatchError
+    from lacuna_nipype.core.spaces import same_space
+
+    check_atlas(atlas)
+    if not same_space(atlas.space, connectome.space):
+        raise SpatialMismatchError(
+            f"Atlas {atlas.id} is in {atlas.space} but the connectome is in {connectome.space}; "
+            "give a version of the atlas in the connectome's space."
+        )
+    parcels = load_parcels(atlas.image, atlas.labels, connectome.grid)
+    return Parcellation(atlas.id, parcels, atlas.entities, atlas_description(atlas))
+
+
+def _summary(matrix: PreparedMatrix) -> str:
+    """Say what was written for one atlas."""
+    without = (
+        f", {len(matrix.missing)} of them without connectivity ({', '.join(matrix.missing[:5])}"
+        f"{', ...' if len(matrix.missing) > 5 else ''})"
+        if matrix.missing
+        else ""
+    )
+    return (
+        f"{matrix.z_file}\n{matrix.r_file}\n"
+        f"  {len(matrix.names)} parcels, {matrix.n_subjects} subjects{without}\n"
+    )

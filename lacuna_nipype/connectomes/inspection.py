@@ -1,0 +1,265 @@
+"""What a connectome is: layout, size, precision, and what is wrong with its data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from lacuna_nipype.connectomes.convert import first_subject
+from lacuna_nipype.connectomes.functional import (
+    ConnectomeFile,
+    FunctionalConnectome,
+    connectome_paths,
+    iter_subjects,
+    open_connectome,
+    read_connectome_file,
+)
+from lacuna_nipype.connectomes.ingest import (
+    DuplicateCheck,
+    sampled_rank,
+    store_bytes,
+    subject_digest,
+)
+from lacuna_nipype.connectomes.store import BLOCK_BYTES, TileReader
+from lacuna_nipype.connectomes.tractogram import check_tck, measure_step_size
+from lacuna_nipype.core.compression import INTEGER_LIMITS
+from lacuna_nipype.core.exceptions import ValidationError
+
+# Stored vectors have unit length but for the rounding of their coefficients.
+_LENGTH_TOLERANCE = {"int16": 1e-3, "int8": 0.1}
+
+
+def inspect_connectome(
+    location: Path,
+    *,
+    check_data: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Say what a connectome holds.
+
+    Parameters
+    ----------
+    location : Path
+        Functional connectome (file or folder, in either layout), or a tractogram (.tck).
+    check_data : bool
+        Read everything: count series that are not finite or constant and find subjects that
+        occur twice (Lacuna's layout), or check that every stored series is whole (store).
+    progress : callable, optional
+        Called with (subjects or tiles checked, of all).
+
+    Returns
+    -------
+    dict
+        JSON-safe. ``Layout`` is ``lacuna``, ``store`` or ``tractogram``; the other keys depend
+        on it.
+
+    Raises
+    ------
+    ValidationError
+        The connectome is missing or damaged, or its files disagree.
+    """
+    if location.suffix == ".tck":
+        return _inspect_tractogram(location)
+    connectome, space = _open(location)
+    stores = [file.precision is not None for file in connectome.files]
+    if any(stores) and not all(stores):
+        raise ValidationError(
+            f"{location} mixes files of a store with files in Lacuna's layout; keep them apart."
+        )
+    found = _describe(connectome, space)
+    if all(stores):
+        found |= _describe_store(connectome.files)
+        if check_data:
+            found["Check"] = _check_store(connectome.files, progress)
+    else:
+        found |= _describe_series(connectome.files, found["Bytes"])
+        if check_data:
+            found["Check"] = _check_series(connectome.files, progress)
+    return found
+
+
+def _open(location: Path) -> tuple[FunctionalConnectome, str | None]:
+    """Open a connectome; to describe one, nothing needs to say which space it is in."""
+    files = tuple(read_connectome_file(path) for path in connectome_paths(location))
+    try:
+        connectome = open_connectome(location)
+    except ValidationError as error:
+        if "add --functional-space" not in str(error):
+            raise
+        return FunctionalConnectome(files, ""), None
+    return connectome, connectome.space
+
+
+def _inspect_tractogram(path: Path) -> dict[str, Any]:
+    header = check_tck(path)
+    step = measure_step_size(header)
+    sidecar = path.with_suffix(".json")
+    space = None
+    if sidecar.is_file():
+        try:
+            content = json.loads(sidecar.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValidationError(f"{sidecar} is not valid JSON; repair or remove it.") from error
+        space = content.get("Space") if isinstance(content, dict) else None
+    return {
+        "Layout": "tractogram",
+        "Path": str(path),
+        "Bytes": path.stat().st_size,
+        "Space": space,
+        "NumberOfStreamlines": header.count,
+        "DataType": header.datatype,
+        "StepSize": header.step_size,
+        "MeasuredStepSize": round(step.median, 6),
+        "RegularSteps": step.regular,
+    }
+
+
+def _describe(connectome: FunctionalConnectome, space: str | None) -> dict[str, Any]:
+    files, grid = connectome.files, connectome.grid
+    return {
+        "Layout": "store" if files[0].precision else "lacuna",
+        "NumberOfFiles": len(files),
+        "NumberOfSubjects": connectome.n_subjects,
+        "NumberOfTimePoints": sorted({file.n_timepoints for file in files}),
+        "NumberOfVoxels": connectome.n_voxels,
+        "Space": space,
+        "GridShape": list(grid.shape),
+        "VoxelSize": [round(float(size), 6) for size in grid.voxel_sizes],
+        "FirstVoxel": [round(float(value), 6) for value in grid.affine[:3, 3]],
+        "Orientation": "".join(nb.aff2axcodes(grid.affine)),
+        "Bytes": sum(path.stat().st_size for path in connectome.paths),
+    }
+
+
+def _describe_store(files: Sequence[ConnectomeFile]) -> dict[str, Any]:
+    records: dict[str, list[NDArray[Any]]] = {}
+    sources: list[str] = []
+    for file in files:
+        with h5py.File(file.path, "r", locking=False) as handle:
+            for key in ("rank", "energy_lost", "energy_lost_worst", "error_r", "n_constant"):
+                records.setdefault(key, []).append(handle[key][()])
+            sources += json.loads(str(handle.attrs.get("sources", "[]")))
+    values = {key: np.concatenate(parts) for key, parts in records.items()}
+    return {
+        "CoefficientType": sorted({file.precision.kind for file in files if file.precision}),
+        "RankMinimum": int(values["rank"].min()),
+        "RankMedian": float(np.median(values["rank"])),
+        "RankMaximum": int(values["rank"].max()),
+        "EnergyLostMaximum": float(values["energy_lost"].max()),
+        "EnergyLostWorstVoxel": float(values["energy_lost_worst"].max()),
+        "CorrelationErrorMaximum": float(values["error_r"].max()),
+        "ConstantVoxelsMaximum": int(values["n_constant"].max()),
+        "Sources": sources,
+    }
+
+
+def _describe_series(files: Sequence[ConnectomeFile], size: int) -> dict[str, Any]:
+    storages = []
+    for file in files:
+        with h5py.File(file.path, "r", locking=False) as handle:
+            series = handle["timeseries"]
+            storages.append((series.compression, series.chunks))
+    ranks: dict[int, int] = {}
+    for file in files:
+        if file.n_timepoints not in ranks:
+            ranks[file.n_timepoints] = sampled_rank(first_subject(file))
+    converted = {
+        kind: sum(
+            store_bytes(file.n_subjects, file.n_voxels, ranks[file.n_timepoints], kind)
+            for file in files
+        )
+        for kind in INTEGER_LIMITS
+    }
+    return {
+        "Compression": sorted({str(compression or "none") for compression, _ in storages}),
+        "Chunks": sorted({"x".join(map(str, chunks or ())) or "none" for _, chunks in storages}),
+        "RankOfFirstSubject": max(ranks.values()),
+        "BytesAsStore": converted,
+        "SavedAsStorePercent": {
+            kind: round(100 * (1 - new / size), 1) for kind, new in converted.items()
+        },
+    }
+
+
+@dataclass
+class _SeriesCount:
+    """Series of a connectome that cannot be correlated."""
+
+    not_finite: int = 0
+    constant: int = 0
+    most_constant: int = 0
+    without_variation: list[str] = field(default_factory=list)
+    twice: list[list[str]] = field(default_factory=list)
+
+
+def _check_series(
+    files: Sequence[ConnectomeFile], progress: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    count, duplicates = _SeriesCount(), DuplicateCheck()
+    total, done = sum(file.n_subjects for file in files), 0
+    for file in files:
+        for number, series in enumerate(iter_subjects(file), start=1):
+            name = f"Subject {number} of {file.path.name}"
+            finite = np.isfinite(series).all(axis=0)
+            constant = finite & (series == series[0]).all(axis=0)
+            count.not_finite += int((~finite).sum())
+            count.constant += int(constant.sum())
+            unusable = int((constant | ~finite).sum())
+            count.most_constant = max(count.most_constant, unusable)
+            if unusable == file.n_voxels:
+                count.without_variation.append(name)
+            pairs = duplicates.pairs([name], [subject_digest(series)])
+            count.twice += [list(pair) for pair in pairs]
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return {
+        "SeriesNotFinite": count.not_finite,
+        "SeriesConstant": count.constant,
+        "UnusableVoxelsOfASubjectMaximum": count.most_constant,
+        "SubjectsWithoutVariation": count.without_variation,
+        "SubjectsTwice": count.twice,
+    }
+
+
+def _check_store(
+    files: Sequence[ConnectomeFile], progress: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    """Read every tile; a stored series is whole if its length is one, or zero if constant."""
+    damaged, done = 0, 0
+    readers = [TileReader(file) for file in files]
+    total = sum(reader.n_tiles for reader in readers)
+    for file, reader in zip(files, readers, strict=True):
+        kind = file.precision.kind if file.precision else "int16"
+        with reader:
+            for tile in range(reader.n_tiles):
+                coefficients = reader.read("coefficients", tile, 1)[0]
+                scale = reader.read("scale", tile, 1)[0]
+                damaged += _damaged_series(coefficients, scale, _LENGTH_TOLERANCE[kind])
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+    return {"SeriesDamaged": damaged}
+
+
+def _damaged_series(
+    coefficients: NDArray[Any], scale: NDArray[np.float32], tolerance: float
+) -> int:
+    """Count series of a tile (subjects, rank, voxels) whose length is neither one nor zero."""
+    damaged = 0
+    per_block = max(1, BLOCK_BYTES // (8 * coefficients[0].size))
+    for start in range(0, len(coefficients), per_block):
+        values = coefficients[start : start + per_block].astype(np.float64)
+        part = scale[start : start + per_block].astype(np.float64)
+        length = np.sqrt(np.einsum("skv,skv->sv", values, values)) * part
+        whole = (np.abs(length - 1) <= tolerance) | ((part == 0) & ~values.any(axis=1))
+        damaged += int((~whole).sum())
+    return damaged
