@@ -35,6 +35,7 @@ class RunConfig:
     pini_percentile, fdr_alpha : float
     t_threshold : float or None
     p_map : bool
+    verify : int
     plugin : str
     nprocs, omp_nthreads : int
     memory_gb : float
@@ -70,6 +71,7 @@ class RunConfig:
     fdr_alpha: float = 0.05
     t_threshold: float | None = None
     p_map: bool = True
+    verify: int = 0
     plugin: str = "MultiProc"
     stop_on_first_crash: bool = False
     dry_run: bool = False

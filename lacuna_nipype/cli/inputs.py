@@ -21,6 +21,7 @@ from lacuna_nipype.connectomes.functional import FunctionalConnectome, open_conn
 from lacuna_nipype.connectomes.maps import MapOptions
 from lacuna_nipype.connectomes.prepare import read_matrix
 from lacuna_nipype.connectomes.tractogram import check_tck, measure_step_size, upsample_ratio
+from lacuna_nipype.connectomes.verify import source_paths
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.spaces import canonical_space, template_grid
 from lacuna_nipype.execution.programs import check_mrtrix
@@ -133,6 +134,8 @@ class RunInputs:
         Which functional maps to make.
     matrix : MatchedMatrix or None
         Connectivity matrix of the parcel-level analysis.
+    verify_files : tuple of Path
+        Source series to verify functional maps against; empty for no verification.
     """
 
     analyses: tuple[str, ...]
@@ -145,6 +148,7 @@ class RunInputs:
     metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
     map_options: MapOptions = field(default_factory=MapOptions)
     matrix: MatchedMatrix | None = None
+    verify_files: tuple[Path, ...] = ()
 
     @property
     def fnm_maps(self) -> list[str]:
@@ -226,6 +230,21 @@ def _precision(functional: FunctionalConnectome) -> dict[str, Any]:
     }
 
 
+def _verify_files(
+    config: RunConfig, functional: FunctionalConnectome | None, notices: list[str]
+) -> tuple[Path, ...]:
+    """Find the source series to verify maps against, or say that they are not at hand."""
+    if not config.verify or functional is None:
+        return ()
+    paths = source_paths(functional.files)
+    if paths is None:
+        notices.append(
+            "The series that the store was made from are not at hand (moved or changed since), "
+            "so --verify cannot recompute any voxel."
+        )
+    return tuple(paths or ())
+
+
 def _collect(config: RunConfig) -> Collection:
     if config.bids_dir.is_file():
         return Collection((single_mask_record(config.bids_dir, config.mask_space),), ())
@@ -294,6 +313,7 @@ def gather_inputs(config: RunConfig) -> RunInputs:
     if "snm" in analyses and config.structural_connectome is not None:
         tractogram = open_tractogram(config.structural_connectome, config.structural_space)
         notices += [tractogram.remark] if tractogram.remark else []
+    verify_files = _verify_files(config, functional, notices)
     collection = _collect(config)
     notices += collection.notices
     spaces = [connectome.space for connectome in (functional, tractogram) if connectome]
@@ -322,6 +342,7 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         _metadata(config, analyses, functional, tractogram, mrtrix, matrix),
         MapOptions(config.p_map, config.fdr_alpha, config.t_threshold),
         matrix,
+        verify_files,
     )  # fmt: skip
 
 
@@ -342,8 +363,8 @@ def _metadata(
         )
     if matrix is not None:
         metadata["afnm"] |= {
-            "Method": "Regions that the lesion touches, weighted, times the connectivity matrix of "
-            "Fisher's z between regions.",
+            "Method": "Regions that the lesion touches, weighted, times the connectivity matrix "
+            "of Fisher's z between regions.",
             "Weighting": config.afnm_weighting,
             "Matrix": matrix.path.name,
             "MatrixFingerprint": fingerprint(matrix.path),

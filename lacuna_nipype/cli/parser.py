@@ -226,6 +226,10 @@ def _add_functional_options(group: argparse._ArgumentGroup) -> None:
         "--no-p-map", action="store_false", dest="p_map",
         help="leave out the maps of p, of the false discovery rate, and of its threshold",
     )  # fmt: skip
+    group.add_argument(
+        "--verify", type=_positive, default=0, metavar="N",
+        help="recompute N random voxels of each map from the source series, the slow way",
+    )  # fmt: skip
 
 
 def _add_run_options(group: argparse._ArgumentGroup) -> None:

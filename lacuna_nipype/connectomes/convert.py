@@ -60,7 +60,8 @@ class _Conversion:
         """Describe what is written."""
         source = self.recipe["source"]
         names = (f"{source['name']} {source['fingerprint']}",)
-        return StoreSource(self.file.grid, voxels, n_timepoints, self.space, names)
+        folder = str(self.file.path.parent.absolute())
+        return StoreSource(self.file.grid, voxels, n_timepoints, self.space, names, folder)
 
 
 class _ToStore(_Conversion):

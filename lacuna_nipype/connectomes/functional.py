@@ -141,6 +141,12 @@ class FunctionalConnectome:
         """Brain voxels shared by the files."""
         return self.files[0].n_voxels
 
+    @property
+    def error_r(self) -> float:
+        """Error of correlations that the files state; 0 for Lacuna's layout."""
+        stored = [file.precision.error_r for file in self.files if file.precision is not None]
+        return max(stored, default=0.0)
+
     def mask(self) -> NDArray[np.bool_]:
         """Brain mask on the volume grid."""
         mask = np.zeros(self.grid.shape, dtype=bool)

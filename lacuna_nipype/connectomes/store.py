@@ -59,6 +59,8 @@ class StoreSource:
         Standard space.
     names : tuple of str
         Of the subjects or of the source files, with their fingerprints, for the record.
+    folder : str
+        Where the source files were, so that maps can be verified against them.
     """
 
     grid: Grid
@@ -66,6 +68,7 @@ class StoreSource:
     n_timepoints: int
     space: str
     names: tuple[str, ...]
+    folder: str = ""
 
 
 @dataclass
@@ -197,6 +200,7 @@ def _write_header(
         "n_voxels": len(order),
         "kind": kind,
         "sources": json.dumps(list(source.names)),
+        "source_folder": source.folder,
     }
     for key, value in attributes.items():
         out.attrs[key] = value

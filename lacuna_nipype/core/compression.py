@@ -82,7 +82,8 @@ def compress_subject(
     eigenvalues, vectors = np.maximum(eigenvalues[::-1], 0.0), vectors[:, ::-1]
     total = float(varies.sum()) or 1.0
     left_out = np.append(total - np.cumsum(eigenvalues), 0.0) / total
-    rank = int(np.argmax(left_out <= total_tolerance)) + 1
+    # Nothing varies in an empty subject: one coefficient, all zero, is enough.
+    rank = int(np.argmax(left_out <= total_tolerance)) + 1 if varies.any() else 1
     rank = max(1, min(rank, n_times - 1))
     full = vectors.T @ unit
     while True:

@@ -13,6 +13,7 @@ _MODULES = {
     "ReduceCorrelation": "functional",
     "SeedCorrelations": "functional",
     "SelectSeeds": "functional",
+    "VerifyMaps": "functional",
     "PrepareParcels": "parcels",
     "RegionalDamage": "parcels",
     "AggregateParcels": "parcels",

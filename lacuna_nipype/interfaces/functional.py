@@ -175,6 +175,49 @@ class SelectSeeds(SimpleInterface):
         return runtime
 
 
+class _VerifyMapsInputSpec(BaseInterfaceInputSpec):
+    source_files = InputMultiObject(
+        File(exists=True), mandatory=True, desc="the connectome's files in Lacuna's layout"
+    )
+    mask_files = InputMultiObject(
+        File(exists=True), mandatory=True, desc="seeds, on the connectome's grid"
+    )
+    r_maps = InputMultiObject(File(exists=True), mandatory=True, desc="maps to check")
+    n_voxels = traits.Range(1, None, mandatory=True, desc="voxels to recompute in each map")
+    stored_error = traits.Float(
+        0.0, usedefault=True, desc="error of correlations that the store states"
+    )
+
+
+class _VerifyMapsOutputSpec(TraitedSpec):
+    meta_files = traits.List(File(exists=True), desc="JSON per lesion: the largest difference")
+
+
+class VerifyMaps(SimpleInterface):
+    """Recompute some voxels of every map from the source series, one correlation at a time.
+
+    The whole connectome is read once more; a map that differs by more than the connectome's
+    stated precision is an error.
+    """
+
+    input_spec = _VerifyMapsInputSpec
+    output_spec = _VerifyMapsOutputSpec
+
+    def _run_interface(self, runtime):
+        from lacuna_nipype.connectomes.verify import verify_maps
+
+        inputs = self.inputs
+        paths = verify_maps(
+            *([Path(path) for path in files]
+              for files in (inputs.source_files, inputs.mask_files, inputs.r_maps)),
+            Path(runtime.cwd),
+            n_voxels=inputs.n_voxels,
+            stored_error=inputs.stored_error,
+        )  # fmt: skip
+        self._results["meta_files"] = [str(path) for path in paths]
+        return runtime
+
+
 class _ReduceCorrelationInputSpec(BaseInterfaceInputSpec):
     partial_files = InputMultiObject(
         File(exists=True), mandatory=True, desc="results of CorrelateBatch, one per file"

@@ -30,10 +30,6 @@ def lesion_workflow_names(key: str) -> tuple[str, str]:
     return f"{stem}_mask_wf", f"{stem}_wf"
 
 
-# What the functional pass tells of each lesion: the change of grid, and the voxels pini kept.
-FNM_ACCOUNTS = ("resampling", "selection")
-
-
 def init_lacuna_wf(
     *,
     lesions: Sequence[Mapping[str, Any]],
@@ -102,7 +98,8 @@ def init_lacuna_wf(
     fnm_maps : sequence of str
         Quantities of the functional maps; with a connectome of one subject only r and z exist.
     fnm_options : mapping, optional
-        ``method``, ``pini_percentile``, ``p_maps``, ``fdr_alpha`` and ``t_threshold`` of
+        ``method``, ``pini_percentile``, ``p_maps``, ``fdr_alpha``, ``t_threshold``,
+        ``verify_voxels``, ``verify_files`` and ``stored_error`` of
         :func:`lacuna_nipype.workflows.init_fnm_wf`; they must make the ``fnm_maps``.
     matrix_file : path-like, optional
         Connectivity matrix of z between the regions of one atlas, for ``afnm``.
@@ -128,7 +125,7 @@ def init_lacuna_wf(
     nipype Workflow
     """
     workflow = pe.Workflow(name=name or workflow_name(), base_dir=str(base_dir))
-    accounts = FNM_ACCOUNTS[: 2 if (fnm_options or {}).get("method") == "pini" else 1]
+    accounts = _accounts(fnm_options or {})
     fnm_wf = tdi_wf = None
     if "fnm" in analyses:
         fnm_wf = init_fnm_wf(
@@ -210,6 +207,15 @@ def init_lacuna_wf(
     if not {"rd", "fnm", "snm", "afnm"} & set(analyses):
         raise ValueError(f"No known analysis among {list(analyses)}.")
     return workflow
+
+
+def _accounts(fnm_options) -> list[str]:
+    """List what the functional pass tells of each lesion beside its maps."""
+    return [
+        "resampling",
+        *(["selection"] if fnm_options.get("method") == "pini" else []),
+        *(["verification"] if fnm_options.get("verify_voxels") else []),
+    ]
 
 
 def _parcels_nodes(workflow, analysis, atlases, fnm_wf, tdi_wf) -> pe.Node:

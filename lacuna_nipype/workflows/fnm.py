@@ -14,6 +14,7 @@ from lacuna_nipype.interfaces.functional import (
     ReduceCorrelation,
     SeedCorrelations,
     SelectSeeds,
+    VerifyMaps,
 )
 from lacuna_nipype.interfaces.mask import ResampleMask
 
@@ -33,6 +34,9 @@ def init_fnm_wf(
     p_maps: bool = True,
     fdr_alpha: float = 0.05,
     t_threshold: float | None = None,
+    verify_voxels: int = 0,
+    verify_files: Sequence[str | Path] = (),
+    stored_error: float = 0.0,
     memory_gb: float = 2.0,
     omp_nthreads: int = 1,
     name: str = "fnm_wf",
@@ -63,6 +67,12 @@ def init_fnm_wf(
     fdr_alpha : float
     t_threshold : float, optional
         Make a map of the voxels whose t is larger in size.
+    verify_voxels : int
+        Voxels of each map to recompute from the source files; 0 for none.
+    verify_files : sequence of path-like
+        The source files: the connectome's own where it is in Lacuna's layout.
+    stored_error : float
+        Error of correlations that the store states.
     memory_gb : float
         Memory in GB that the pass over one file may take.
     omp_nthreads : int
@@ -82,6 +92,8 @@ def init_fnm_wf(
         one subject there are only r and z.
     selection
         List of JSON files: the voxels that ``pini`` kept; undefined with ``boes``.
+    verification
+        List of JSON files: the largest difference found; undefined without ``verify_voxels``.
     resampling
         List of JSON files: what the change of grid did to each lesion.
     valid_mask
@@ -92,12 +104,14 @@ def init_fnm_wf(
     inputnode = pe.Node(niu.IdentityInterface(fields=["mask_files"]), name="inputnode")
     outputnode = pe.Node(
         niu.IdentityInterface(
-            fields=[*REDUCED, "resampling", "selection"],
+            fields=[*REDUCED, "resampling", "selection", "verification"],
         ),
         name="outputnode",
     )
     # A buffer, so that the graph can be built before the files are there.
-    connectome = pe.Node(niu.IdentityInterface(fields=["files", "first"]), name="connectome")
+    connectome = pe.Node(
+        niu.IdentityInterface(fields=["files", "first", "sources"]), name="connectome"
+    )
     connectome.inputs.trait_set(files=files, first=files[0])
     brain = pe.Node(ConnectomeMask(), name="brain", mem_gb=0.5)
     seeds = pe.MapNode(ResampleMask(), iterfield=["in_file"], name="seeds", mem_gb=0.5)
@@ -131,13 +145,31 @@ def init_fnm_wf(
     if method == "boes":
         workflow.connect(seeds, "out_file", correlate, "mask_files")
     elif method == "pini":
-        _connect_selection(workflow, connectome, seeds, correlate, outputnode, pini_percentile)
+        select = _connect_selection(
+            workflow, connectome, seeds, correlate, outputnode, pini_percentile
+        )
     else:
         raise ValueError(f"method is boes or pini, not {method!r}.")
+    if verify_voxels:
+        verify = pe.Node(
+            VerifyMaps(n_voxels=verify_voxels, stored_error=stored_error),
+            name="verify",
+            mem_gb=memory_gb,
+        )
+        connectome.inputs.sources = [str(path) for path in verify_files]
+        used = (select, "mask_files") if method == "pini" else (seeds, "out_file")
+        workflow.connect(
+            [
+                (connectome, verify, [("sources", "source_files")]),
+                (used[0], verify, [(used[1], "mask_files")]),
+                (reduce_, verify, [("r_maps", "r_maps")]),
+                (verify, outputnode, [("meta_files", "verification")]),
+            ]
+        )
     return workflow
 
 
-def _connect_selection(workflow, connectome, seeds, correlate, outputnode, percentile) -> None:
+def _connect_selection(workflow, connectome, seeds, correlate, outputnode, percentile) -> pe.Node:
     """Put the choice of voxels between the lesions and the pass."""
     relate = pe.MapNode(
         SeedCorrelations(), iterfield=["connectome_file"], name="relate", mem_gb=correlate.mem_gb
@@ -154,3 +186,4 @@ def _connect_selection(workflow, connectome, seeds, correlate, outputnode, perce
             (select, outputnode, [("meta_files", "selection")]),
         ]
     )
+    return select

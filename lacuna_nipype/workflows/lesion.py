@@ -34,6 +34,7 @@ INPUTS = (
     "fnm_summary",
     "fnm_resampling",
     "fnm_selection",
+    "fnm_verification",
     "snm_template",
     "snm_full_tdi",
     "snm_parcels",
@@ -92,7 +93,7 @@ def init_lesion_wf(
         Values of the ``res`` entity of the mask and of each analysis's maps.
     fnm_maps : sequence of str
         Quantities of the functional maps.
-    fnm_accounts : sequence of {"resampling", "selection"}
+    fnm_accounts : sequence of {"resampling", "selection", "verification"}
         Accounts of the seed that go into the sidecars of the functional results.
     matrix_file : path-like, optional
         Connectivity matrix, for ``afnm``.
@@ -117,7 +118,7 @@ def init_lesion_wf(
         Prepared parcels: on the atlases' own grids, and on the grids of the maps.
     fnm_r, fnm_z, fnm_t, fnm_p, fnm_q, fnm_qsig, fnm_tsig
         Functional maps of this lesion.
-    fnm_valid_mask, fnm_summary, fnm_resampling, fnm_selection
+    fnm_valid_mask, fnm_summary, fnm_resampling, fnm_selection, fnm_verification
         Of this lesion, from the functional pass.
     snm_template, snm_full_tdi
         Of the whole tractogram.

@@ -248,7 +248,7 @@ def networks(tmp_path_factory):
 
 @pytest.mark.e2e
 @pytest.mark.real_data
-def test_known_networks_of_real_subjects(networks, record_property):
+def test_known_networks_of_real_subjects(networks):
     maps, brain, _ = networks
 
     def between(seed, target):
@@ -261,8 +261,6 @@ def test_known_networks_of_real_subjects(networks, record_property):
         "left-right motor": between("lmotor", "rmotor"),
         "PCC-motor": max(between("pcc", "lmotor"), between("pcc", "rmotor")),
     }
-    for name, value in found.items():
-        record_property(name, value)
     assert found["PCC-mPFC"] > 0.4, found
     assert found["left-right motor"] > 0.6, found
     assert found["PCC-motor"] < 0.1, found
