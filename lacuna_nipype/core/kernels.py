@@ -5,6 +5,7 @@ Both work on one tile of the store: coefficients of shape (subjects, rank, 512).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -29,7 +30,24 @@ _ONE, _HALF = np.float32(1.0), np.float32(0.5)
 SUBJECTS_IN_SINGLE = 16
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+def _compiled(*, fast: bool = False) -> Callable[[Callable[..., None]], Any]:
+    """Compile a function; keep the result where numba finds a folder to write to.
+
+    That is the package's own or the user's cache folder. Where neither can be written to, numba
+    refuses to cache, and the function is compiled once per process (2 s).
+    """
+    options = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}} if fast else {}
+
+    def decorate(function: Callable[..., None]) -> Any:
+        try:
+            return numba.njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:
+            return numba.njit(nogil=True, **options)(function)
+
+    return decorate
+
+
+@_compiled(fast=True)
 def _fisher_row(row: Any, scale: Any) -> None:
     """Scale, clip and transform one row of inner products in place."""
     large = False
@@ -52,7 +70,7 @@ def _fisher_row(row: Any, scale: Any) -> None:
             row[v] = r * (_C0 + q * (_C1 + q * (_C2 + q * (_C3 + q * (_C4 + q * _C5)))))
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+@_compiled(fast=True)
 def _combine_one(weights: Any, rows: Any, out: Any) -> None:
     """Sum rows by one seed's weights; rows may be the stored integers."""
     rank = rows.shape[0]
@@ -76,7 +94,7 @@ def _combine_one(weights: Any, rows: Any, out: Any) -> None:
         i += 1
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+@_compiled(fast=True)
 def _combine_four(weights: Any, rows: Any, out: Any) -> None:
     """Sum rows by the weights of four seeds, four rows at a time.
 
@@ -113,7 +131,7 @@ def _combine_four(weights: Any, rows: Any, out: Any) -> None:
         i += 1
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+@_compiled(fast=True)
 def _accumulate(z: Any, origin: Any, part: Any, squares: Any) -> None:
     for v in range(z.size):
         deviation = z[v] - origin[v]
@@ -121,7 +139,7 @@ def _accumulate(z: Any, origin: Any, part: Any, squares: Any) -> None:
         squares[v] += deviation * deviation
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled()
 def _flush(part: Any, total: Any) -> None:
     for seed in range(part.shape[0]):
         for v in range(part.shape[1]):
@@ -129,7 +147,7 @@ def _flush(part: Any, total: Any) -> None:
             part[seed, v] = 0
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled()
 def correlate_tile(
     coefficients: Any,
     scale: Any,
@@ -190,7 +208,7 @@ def correlate_tile(
             _flush(part_squares, squares)
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+@_compiled(fast=True)
 def add_seed_series(coefficients: Any, amplitude: Any, voxels: Any, sums: Any) -> None:
     """Add the raw series of some voxels of a tile to a seed's sum, subject by subject.
 
