@@ -17,7 +17,11 @@ from lacuna_nipype.atlases.catalogue import (
 )
 from lacuna_nipype.atlases.parcels import load_parcels
 from lacuna_nipype.cli.config import RunConfig
-from lacuna_nipype.connectomes.functional import FunctionalConnectome, open_connectome
+from lacuna_nipype.connectomes.functional import (
+    FunctionalConnectome,
+    conversion_hint,
+    open_connectome,
+)
 from lacuna_nipype.connectomes.maps import MapOptions
 from lacuna_nipype.connectomes.prepare import read_matrix
 from lacuna_nipype.connectomes.tractogram import check_tck, measure_step_size, upsample_ratio
@@ -305,6 +309,8 @@ def gather_inputs(config: RunConfig) -> RunInputs:
     notices: list[str] = []
     if "fnm" in analyses and config.functional_connectome is not None:
         functional = open_connectome(config.functional_connectome, config.functional_space)
+        hint = conversion_hint(functional.files)
+        notices += [hint] if hint else []
         if functional.n_subjects == 1:
             notices.append(
                 "The functional connectome has one subject, so there is no variance over subjects "

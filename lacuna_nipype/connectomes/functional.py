@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -411,28 +411,33 @@ INFLATE_SECONDS_PER_GB = 3.5
 READ_SECONDS_PER_GB = 0.5
 
 
-def conversion_hint(file: ConnectomeFile) -> str:
-    """Say what converting a file to the store would save, in one sentence.
+def conversion_hint(files: Sequence[ConnectomeFile]) -> str:
+    """Say what converting a connectome to the store would save, in one sentence.
 
     Parameters
     ----------
-    file : ConnectomeFile
+    files : sequence of ConnectomeFile
 
     Returns
     -------
     str
-        Empty for a file of the store, or one that is not compressed.
+        Empty where no file is compressed: a store, or Lacuna's layout without a filter.
     """
-    if file.precision is not None or file.chunks is None:
+    values = [
+        (file.n_subjects * file.n_timepoints * file.n_voxels, file.item_bytes)
+        for file in files
+        if file.precision is None and file.chunks is not None
+    ]
+    if not values:
         return ""
-    series = file.n_subjects * file.n_timepoints * file.n_voxels * file.item_bytes / 1e9
+    series = sum(count * item_bytes for count, item_bytes in values) / 1e9
     # Band-passed data keep about half of their time points, at two bytes instead of four.
-    stored = file.n_subjects * file.n_timepoints * file.n_voxels / 1e9
+    stored = sum(count for count, _ in values) / 1e9
     inflating, reading = series * INFLATE_SECONDS_PER_GB, stored * READ_SECONDS_PER_GB
     return (
-        f"{file.path.name}: every run inflates {series:.3g} GB, about {_duration(inflating)} of "
-        f"processor time; 'lacuna-nipype connectome convert' makes this about "
-        f"{_duration(reading)} of reading, in about {stored:.2g} GB."
+        f"Every run inflates {series:.3g} GB of the functional connectome, about "
+        f"{_duration(inflating)} of processor time; 'lacuna-nipype connectome convert' makes this "
+        f"about {_duration(reading)} of reading, in about {stored:.2g} GB."
     )
 
 
