@@ -2,7 +2,7 @@
 # PYTEST_ARGS=... goes to pytest.
 
 PYTHON ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto --dist loadfile
 export PYTHON
 
 venv := .venv/bin
