@@ -253,13 +253,24 @@ def drop_cache(paths: list[Path]) -> None:
 
 
 def read_all(paths: list[Path]) -> float:
-    """Seconds to read the files from start to end in large pieces."""
-    buffer = bytearray(16_000_000)
+    """Seconds to read the files with nothing else, by as many threads as our pass reads with."""
+    piece, n_threads = 8_000_000, (os.cpu_count() or 1) + 1
+
+    def read(path: Path, starts: range) -> None:
+        buffer = bytearray(piece)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            for start in starts:
+                os.preadv(descriptor, [buffer], start)
+        finally:
+            os.close(descriptor)
+
     start = time.perf_counter()
-    for path in paths:
-        with path.open("rb", buffering=0) as stream:
-            while stream.readinto(buffer):
-                pass
+    with ThreadPoolExecutor(n_threads) as workers:
+        for path in paths:
+            size = path.stat().st_size
+            offsets = [range(i * piece, size, n_threads * piece) for i in range(n_threads)]
+            list(workers.map(read, [path] * n_threads, offsets))
     return time.perf_counter() - start
 
 

@@ -1,4 +1,4 @@
-"""``lacuna-nipype connectome {convert,build,info}``: make connectomes and look at them."""
+"""``lacuna-nipype connectome {convert,build,prepare,info}``: make connectomes and look at them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ it is connected to (fnm, and afnm by regions), which connections it cuts (snm)."
 EPILOG = """\
 other commands:
   lacuna-nipype tutorial DIR    write a demonstration dataset and the command to run on it
-  lacuna-nipype connectome {convert,build,info} ...
+  lacuna-nipype connectome {convert,build,prepare,info} ...
                                 make connectomes that stream fast, and look at connectomes
 
 exit codes:

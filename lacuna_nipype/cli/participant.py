@@ -240,11 +240,12 @@ def _pass_memory(config: RunConfig, inputs: RunInputs) -> float:
 
     if inputs.functional is None:
         return 1.0
-    largest = max(inputs.functional.files, key=lambda file: pass_memory_gb(file, 1))
+    threads = config.omp_nthreads
+    largest = max(inputs.functional.files, key=lambda file: pass_memory_gb(file, 1, threads))
     at_once = min(config.nprocs // config.omp_nthreads, len(inputs.functional.files))
     share = config.memory_gb / max(1, at_once if config.plugin != "Linear" else 1)
-    need = pass_memory_gb(largest, len(inputs.inspection.lesions))
-    return round(max(min(need, share), pass_memory_gb(largest, 1)), 3)
+    need = pass_memory_gb(largest, len(inputs.inspection.lesions), threads)
+    return round(max(min(need, share), pass_memory_gb(largest, 1, threads)), 3)
 
 
 def _lesion_arguments(lesion: Lesion, links: dict[str, Path]) -> dict[str, Any]:

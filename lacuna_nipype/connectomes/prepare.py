@@ -398,10 +398,11 @@ def _sidecar(
     if fingerprint is not None:
         described["Fingerprint"] = fingerprint
     if precision is not None:
-        described["StoredPrecision"] = {
-            "Type": precision.kind,
+        described |= {
+            "Layout": "store",
+            "StoredType": precision.kind,
             "EnergyLost": max(f.precision.energy_lost for f in connectome.files if f.precision),
-            "LargestErrorOfR": max(f.precision.error_r for f in connectome.files if f.precision),
+            "MeasuredErrorOfR": connectome.error_r,
         }
     return {
         "Description": "Functional connectivity between the parcels of an atlas. The diagonal is "

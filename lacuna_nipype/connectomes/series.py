@@ -14,6 +14,8 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -96,7 +98,7 @@ def read_subjects(
         A chunk cannot be read or inflated.
     """
     starts = range(0, file.n_subjects, file.subject_chunk)
-    with h5py.File(file.path, "r", locking=False) as handle:
+    with open_file(file.path) as handle:
         source = _Source(file, handle["timeseries"])
         if pool is None or not source.raw:
             for start in starts:
@@ -119,6 +121,19 @@ def read_subjects(
             # The file must stay open until no thread reads from it.
             for pending in waiting:
                 pending.cancel()
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file whose header was read before; it may have been cut or removed since."""
+    try:
+        handle = h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise ValidationError(
+            f"{path} is truncated or gone; convert, copy or build it again."
+        ) from error
+    with handle:
+        yield handle
 
 
 class _Source:

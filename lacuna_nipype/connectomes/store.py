@@ -296,11 +296,16 @@ class TileReader:
     """
 
     def __init__(self, file: ConnectomeFile) -> None:
-        with h5py.File(file.path, "r", locking=False) as handle:
-            self._places = {
-                key: (handle[key].id.get_offset(), handle[key].dtype, handle[key].shape)
-                for key in ("coefficients", "scale", "norm")
-            }
+        try:
+            with h5py.File(file.path, "r", locking=False) as handle:
+                self._places = {
+                    key: (handle[key].id.get_offset(), handle[key].dtype, handle[key].shape)
+                    for key in ("coefficients", "scale", "norm")
+                }
+        except OSError as error:
+            raise ValidationError(
+                f"{file.path} is truncated or gone; convert or copy it again."
+            ) from error
         self._descriptor = os.open(file.path, os.O_RDONLY)
         self._path = file.path
         self.n_tiles = int(self._places["coefficients"][2][0])

@@ -53,7 +53,8 @@ def _tiles_of_seeds(
     touching: dict[int, list[tuple[int, slice, NDArray[np.intp]]]] = {}
     for number, voxels in enumerate(seeds):
         tiles, starts = np.unique(voxels // TILE, return_index=True)
-        for tile, start, stop in zip(tiles, starts, [*starts[1:], len(voxels)], strict=True):
+        stops = [*starts, len(voxels)][1:]
+        for tile, start, stop in zip(tiles, starts, stops, strict=True):
             part = (number, slice(start, stop), voxels[start:stop] - tile * TILE)
             touching.setdefault(int(tile), []).append(part)
     return dict(sorted(touching.items()))
@@ -124,15 +125,18 @@ def seed_weights(
         for coefficients, amplitude, voxels in tiles:
             add_seed_series(coefficients, amplitude, voxels, sums[number])
 
-    with ThreadPoolExecutor(n_threads) as workers:
+    def add_batch(workers: ThreadPoolExecutor, batch: Sequence[tuple[int, list[Any]]]) -> None:
         # A seed belongs to one thread at a time, and takes its tiles in order.
+        work: dict[int, list[Any]] = {}
+        contents = workers.map(read, [tile for tile, _ in batch])
+        for content, (_, parts) in zip(contents, batch, strict=True):
+            for number, _, voxels in parts:
+                work.setdefault(number, []).append((*content, voxels))
+        list(workers.map(add, work.keys(), work.values()))
+
+    with ThreadPoolExecutor(n_threads) as workers:
         while batch := list(itertools.islice(touching, n_threads)):
-            tiles = workers.map(read, [tile for tile, _ in batch])
-            work: dict[int, list[Any]] = {}
-            for content, (_, parts) in zip(tiles, batch, strict=True):
-                for number, _, voxels in parts:
-                    work.setdefault(number, []).append((*content, voxels))
-            list(workers.map(add, work.keys(), work.values()))
+            add_batch(workers, batch)
     norm = np.sqrt(np.einsum("lsk,lsk->ls", sums, sums))
     sums /= np.where(norm > 0, norm, 1.0)[:, :, np.newaxis]
     return np.ascontiguousarray(sums.transpose(1, 0, 2), dtype=np.float32)

@@ -70,7 +70,11 @@ def source_paths(files: Sequence[ConnectomeFile]) -> list[Path] | None:
             return None
         name, recorded = names[0].rsplit(" ", 1)
         path = Path(folder) / name
-        if not path.is_file() or path.suffix not in SUFFIXES or fingerprint(path) != recorded:
+        if (
+            not path.is_file()
+            or path.suffix.lower() not in SUFFIXES
+            or fingerprint(path) != recorded
+        ):
             return None
         found.append(path)
     return found
@@ -167,7 +171,8 @@ def verify_maps(
     written = []
     for number, (z, values) in enumerate(zip(recompute_z(files, probes), found, strict=True)):
         difference = float(np.abs(np.tanh(z) - values).max(initial=0.0))
-        if difference > limit:
+        # A map with NaN compares as neither larger nor smaller.
+        if not difference <= limit:
             raise ValidationError(
                 f"Map {r_maps[number]} differs from a recomputation out of "
                 f"{source_files[0].parent} by {difference:.2g} in r, more than {limit:.2g}; "

@@ -129,13 +129,16 @@ def quantise(
     -------
     integers : array, shape (rank, n_voxels)
     scale : array, shape (n_voxels,), float32
-        Coefficient = integer times scale. Zero for a voxel that does not vary.
+        Coefficient = integer times scale, of unit norm. Zero for a voxel that does not vary.
     """
     rotated = scipy.fft.dct(coefficients, axis=0, norm="ortho")
     largest = np.abs(rotated).max(axis=0)
-    scale = (largest / INTEGER_LIMITS[kind]).astype(np.float32)
-    divisor = np.where(scale > 0, scale, np.float32(1))
-    return np.rint(rotated / divisor).astype(kind), scale
+    step = np.where(largest > 0, largest, 1.0) / INTEGER_LIMITS[kind]
+    integers = np.rint(rotated / step).astype(kind)
+    # The scale restores unit length, not the step: a voxel then correlates with itself as 1.
+    length = np.sqrt(np.einsum("kv,kv->v", integers, integers, dtype=np.float64))
+    scale = np.where(length > 0, 1.0 / np.where(length > 0, length, 1.0), 0.0)
+    return integers, scale.astype(np.float32)
 
 
 def restore_series(

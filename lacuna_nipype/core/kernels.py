@@ -12,6 +12,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from lacuna_nipype.core.correlation import R_LIMIT
+
 # arctanh(x) = x * P(x^2) for |x| < 0.6, least squares at Chebyshev nodes in x: error 2e-7.
 # Above, the logarithm is used.
 POLYNOMIAL_LIMIT = np.float32(0.6)
@@ -26,8 +28,14 @@ def _fit_polynomial() -> tuple[np.float32, ...]:
 
 _C0, _C1, _C2, _C3, _C4, _C5 = _fit_polynomial()
 _LIMIT = np.float32(1.0 - 1e-7)
-_ONE, _HALF = np.float32(1.0), np.float32(0.5)
-SUBJECTS_IN_SINGLE = 16
+_SQUARED_LIMIT = POLYNOMIAL_LIMIT * POLYNOMIAL_LIMIT
+_ONE, _THIRD, _FIFTH, _SEVENTH = (np.float32(1 / n) for n in (1, 3, 5, 7))
+_HALF_LOG_2 = np.float32(np.log(2) / 2)
+_ROOT_HALF_BITS = np.float32(np.sqrt(0.5)).view(np.int32)
+# In single precision, correlations this close to 1 cannot be told from 1: they get the z of the
+# limit that double precision has, so that a voxel that is the whole seed does not vary.
+_ALMOST_ONE = np.float32(1.0 - 1e-6)
+_LARGEST_Z = np.float32(np.arctanh(R_LIMIT))
 
 
 def _compiled(*, fast: bool = False) -> Callable[[Callable[..., None]], Any]:
@@ -36,33 +44,58 @@ def _compiled(*, fast: bool = False) -> Callable[[Callable[..., None]], Any]:
     That is the package's own or the user's cache folder. Where neither can be written to, numba
     refuses to cache, and the function is compiled once per process (2 s).
     """
-    options = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}} if fast else {}
+    # Divisions are not checked for zero: a check would keep loops from running over vectors.
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    if fast:
+        options["fastmath"] = {"contract", "reassoc", "nsz", "arcp"}
 
     def decorate(function: Callable[..., None]) -> Any:
         try:
-            return numba.njit(nogil=True, cache=True, **options)(function)
+            return numba.njit(cache=True, **options)(function)
         except RuntimeError:
-            return numba.njit(nogil=True, **options)(function)
+            return numba.njit(**options)(function)
 
     return decorate
 
 
 @_compiled(fast=True)
-def _fisher_row(row: Any, scale: Any) -> None:
-    """Scale, clip and transform one row of inner products in place."""
+def _fisher_row(row: Any, scale: Any, scratch: Any) -> None:
+    """Scale, clip and transform one row of inner products in place.
+
+    All loops run over vectors: without branches, and with a logarithm of its own, because a call
+    of the library's takes longer than all the rest. ``scratch`` is float32, two rows.
+    """
     large = False
     for v in range(row.size):
         r = min(max(row[v] * scale[v], -_LIMIT), _LIMIT)
         row[v] = r
         large |= abs(r) >= POLYNOMIAL_LIMIT
     if large:
+        # z = log(q) / 2 with q = (1 + |r|) / (1 - |r|) = 2^e m, and m between sqrt(1/2) and
+        # sqrt(2): log(m) / 2 = arctanh((m - 1) / (m + 1)), a short series.
+        quotient, exponent = scratch[0], scratch[1]
+        bits = quotient.view(np.int32)
         for v in range(row.size):
+            r = abs(row[v])
+            quotient[v] = (_ONE + r) / (_ONE - r)
+        for v in range(row.size):
+            e = np.int32(np.int32(bits[v] - _ROOT_HALF_BITS) >> np.int32(23))
+            exponent[v] = np.float32(e)
+            bits[v] = np.int32(bits[v] - np.int32(e << np.int32(23)))
+        for v in range(row.size):
+            m = quotient[v]
+            t = (m - _ONE) / (m + _ONE)
+            u = t * t
+            logarithm = exponent[v] * _HALF_LOG_2 + t * (
+                _ONE + u * (_THIRD + u * (_FIFTH + u * _SEVENTH))
+            )
             r = row[v]
-            if abs(r) >= POLYNOMIAL_LIMIT:
-                row[v] = _HALF * np.log((_ONE + r) / (_ONE - r))
-            else:
-                q = r * r
-                row[v] = r * (_C0 + q * (_C1 + q * (_C2 + q * (_C3 + q * (_C4 + q * _C5)))))
+            q = r * r
+            small = r * (_C0 + q * (_C1 + q * (_C2 + q * (_C3 + q * (_C4 + q * _C5)))))
+            signed = logarithm if r > 0 else -logarithm
+            value = signed if q >= _SQUARED_LIMIT else small
+            value = _LARGEST_Z if r >= _ALMOST_ONE else value
+            row[v] = -_LARGEST_Z if r <= -_ALMOST_ONE else value
     else:
         for v in range(row.size):
             r = row[v]
@@ -132,19 +165,12 @@ def _combine_four(weights: Any, rows: Any, out: Any) -> None:
 
 
 @_compiled(fast=True)
-def _accumulate(z: Any, origin: Any, part: Any, squares: Any) -> None:
+def _accumulate(z: Any, origin: Any, total: Any, squares: Any) -> None:
+    # Sums in double precision: in single, the order of subjects would show.
     for v in range(z.size):
-        deviation = z[v] - origin[v]
-        part[v] += deviation
+        deviation = np.float64(z[v]) - np.float64(origin[v])
+        total[v] += deviation
         squares[v] += deviation * deviation
-
-
-@_compiled()
-def _flush(part: Any, total: Any) -> None:
-    for seed in range(part.shape[0]):
-        for v in range(part.shape[1]):
-            total[seed, v] += part[seed, v]
-            part[seed, v] = 0
 
 
 @_compiled()
@@ -170,8 +196,7 @@ def correlate_tile(
         Set to Fisher's z of the first subject. Deviations from it are summed, so that equal
         values give a variance of exactly zero and nothing cancels.
     total, squares : array, shape (n_seeds, n_voxels), float64
-        The sums of deviations and of their squares are added to these. Sixteen subjects at a
-        time are summed in single precision.
+        The sums of deviations and of their squares are added to these.
     first : bool
         Whether these are the tile's first subjects; otherwise the origin is left as it is.
     """
@@ -179,8 +204,7 @@ def correlate_tile(
     n_seeds = weights.shape[1]
     values = np.empty((rank, n_voxels), np.float32)
     z = np.empty((4, n_voxels), np.float32)
-    part = np.zeros((n_seeds, n_voxels), np.float32)
-    part_squares = np.zeros((n_seeds, n_voxels), np.float32)
+    scratch = np.empty((2, n_voxels), np.float32)
     for subject in range(n_subjects):
         integers = coefficients[subject]
         if n_seeds > 1:
@@ -198,14 +222,11 @@ def correlate_tile(
             else:
                 _combine_one(weights[subject, seed], integers, z[0])
             for k in range(at_once):
-                _fisher_row(z[k], scale[subject])
+                _fisher_row(z[k], scale[subject], scratch)
                 if first and subject == 0:
                     origin[seed + k, :] = z[k]
-                _accumulate(z[k], origin[seed + k], part[seed + k], part_squares[seed + k])
+                _accumulate(z[k], origin[seed + k], total[seed + k], squares[seed + k])
             seed += at_once
-        if subject % SUBJECTS_IN_SINGLE == SUBJECTS_IN_SINGLE - 1 or subject == n_subjects - 1:
-            _flush(part, total)
-            _flush(part_squares, squares)
 
 
 @_compiled(fast=True)
@@ -238,5 +259,5 @@ def add_seed_series(coefficients: Any, amplitude: Any, voxels: Any, sums: Any) -
 def fisher_z(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Fisher's z of correlations, by the arithmetic of the pass (single precision)."""
     out = np.array(values, dtype=np.float32)
-    _fisher_row(out, np.ones_like(out))
+    _fisher_row(out, np.ones_like(out), np.empty((2, out.size), np.float32))
     return out

@@ -191,7 +191,7 @@ def test_sidecar_says_where_the_matrix_is_from(write, data, tmp_path):
     assert 0 < sidecar["ParcelCoverage"]["Values"]["V1 left"] < 1
     connectome = sidecar["Connectome"]
     assert (connectome["Fingerprint"], connectome["NumberOfFiles"]) == ("sha256:0", 2)
-    assert connectome["StoredPrecision"]["Type"] == "int16"
+    assert connectome["StoredType"] == "int16"
 
 
 def test_parcel_that_varies_in_some_subjects_only(tmp_path, data, write_connectome):
