@@ -365,21 +365,25 @@ def test_nothing_but_skipped_masks_is_no_failure(bids, atlas, run, tmp_path):
 # --- a step that fails ----------------------------------------------------------------------
 
 
+def with_failing_tckedit(folder, where):
+    """Environment in which tckedit fails in work folders that fit a shell pattern."""
+    folder.mkdir()
+    (folder / "tckedit").write_text(
+        "#!/bin/sh\n"
+        f'case "$PWD" in {where}) echo "tckedit: [ERROR] no space left" >&2; exit 1;; esac\n'
+        f'exec {shutil.which("tckedit")} "$@"\n'
+    )
+    (folder / "tckedit").chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
 @pytest.mark.mrtrix
 @pytest.mark.parametrize("plugin", ["Linear", "MultiProc"])
 def test_a_step_that_fails_takes_no_other_participant_with_it(
     bids, atlas, tractogram, run, tmp_path, plugin
 ):
     save_mask(bids, "unlucky", lesion())
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "tckedit").write_text(
-        "#!/bin/sh\n"
-        'case "$PWD" in *unlucky*) echo "tckedit: [ERROR] no space left" >&2; exit 1;; esac\n'
-        f'exec {shutil.which("tckedit")} "$@"\n'
-    )
-    (folder / "tckedit").chmod(0o755)
-    env = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    env = with_failing_tckedit(tmp_path / "bin", "*unlucky*")
     process = run(bids, *atlas, *tractogram, "--plugin", plugin, "--nprocs", "2", env=env)
     line = explain(process, SOME_FAILED, "1 step failed", tmp_path / "out" / "logs")
     assert "no space left" in line
@@ -395,6 +399,24 @@ def test_a_step_that_fails_takes_no_other_participant_with_it(
     again = run(bids, *atlas, *tractogram, "--plugin", plugin, "--nprocs", "2")
     assert again.returncode == OK, again.stdout
     assert 0 < int(re.search(r"^(\d+) steps ran", again.stdout, re.MULTILINE)[1]) < 12
+
+
+@pytest.mark.mrtrix
+@pytest.mark.parametrize("plugin", ["Linear", "MultiProc"])
+def test_the_first_failure_ends_the_run_when_asked_to(
+    bids, atlas, tractogram, run, tmp_path, plugin
+):
+    save_mask(bids, "unlucky", lesion())
+    env = with_failing_tckedit(tmp_path / "bin", "*snm_wf*")
+    done = []
+    for number, flags in enumerate([(), ("--stop-on-first-crash",)]):
+        process = run(
+            bids, *atlas, *tractogram, "--plugin", plugin, *flags, env=env,
+            out=tmp_path / f"out{number}", work=tmp_path / f"work{number}",
+        )  # fmt: skip
+        explain(process, SOME_FAILED, "no space left")
+        done.append(int(re.search(r"^(\d+) steps? ran", process.stdout, re.MULTILINE)[1]))
+    assert done[1] < done[0]
 
 
 # --- connectomes and atlases ----------------------------------------------------------------
