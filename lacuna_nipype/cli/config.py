@@ -36,6 +36,11 @@ class RunConfig:
     t_threshold : float or None
     p_map : bool
     verify : int
+    snm_engine : str or None
+        None: the engine that suits the number of lesions and what is installed.
+    hit_test : str
+    streamline_weights, streamline_groups : Path or None
+    compute_disconnectivity_matrix, compute_roi_disconnection, keep_intermediate : bool
     plugin : str
     nprocs, omp_nthreads : int
     memory_gb : float
@@ -72,6 +77,13 @@ class RunConfig:
     t_threshold: float | None = None
     p_map: bool = True
     verify: int = 0
+    snm_engine: str | None = None
+    hit_test: str = "vertices"
+    streamline_weights: Path | None = None
+    streamline_groups: Path | None = None
+    compute_disconnectivity_matrix: bool = False
+    compute_roi_disconnection: bool = False
+    keep_intermediate: bool = False
     plugin: str = "MultiProc"
     stop_on_first_crash: bool = False
     dry_run: bool = False

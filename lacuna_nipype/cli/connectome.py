@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_store_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--compact", action="store_true",
         help="8 bits per coefficient: half the size and read time, a coarser result",
@@ -113,26 +113,44 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--nprocs", type=_positive, metavar="N",
         help="files written at the same time (default: what processors and memory allow)",
     )  # fmt: skip
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace files of other content in OUT"
-    )
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "connectome", metavar="LACUNA_FOLDER", type=_existing,
-        help="HDF5 file, or folder of HDF5 files, in Lacuna's layout (a store with --to-lacuna)",
+        "connectome", metavar="CONNECTOME", type=_existing,
+        help="functional: HDF5 file or folder of HDF5 files in Lacuna's layout (a store with "
+        "--to-lacuna); structural: tractogram (.tck, .trk, .trk.gz, .trx, "
+        ".tt.gz), or streamline index",
     )  # fmt: skip
-    parser.add_argument("out", metavar="OUT", type=_absolute, help="folder to write to")
     parser.add_argument(
-        "--to-lacuna", action="store_true",
-        help="from the store back to Lacuna's layout, as synthetic series that correlate like "
-        "the originals",
+        "out", metavar="OUT", type=_absolute,
+        help="functional: folder to write to; structural: .tck file to write",
     )  # fmt: skip
     parser.add_argument(
         "--space", metavar="SPACE", help="space of the connectome, where its files do not say"
     )
-    _add_common(parser)
+    parser.add_argument(
+        "--overwrite", action="store_true",
+        help="replace files of other content in the folder OUT, or the file OUT",
+    )  # fmt: skip
+    functional = parser.add_argument_group("functional connectomes")
+    functional.add_argument(
+        "--to-lacuna", action="store_true",
+        help="from the store back to Lacuna's layout, as synthetic series that correlate like "
+        "the originals",
+    )  # fmt: skip
+    _add_store_options(functional)
+    structural = parser.add_argument_group("tractograms")
+    structural.add_argument(
+        "--step-size", type=_millimetres, metavar="MM",
+        help="distance between points, for which streamlines are resampled where they have "
+        "another (default: keep regular points as they are; irregular ones get the median "
+        "distance, from 0.1 to 1 mm)",
+    )  # fmt: skip
+    structural.add_argument(
+        "--resolution", type=_millimetres, metavar="MM",
+        help="voxel size of the maps that an index is for (default: 2)",
+    )  # fmt: skip
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
@@ -164,13 +182,17 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--standardize", action="store_true", help="scale each series to unit variance"
     )
-    _add_common(parser)
+    _add_store_options(parser)
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files of other content in OUT"
+    )
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "connectome", metavar="PATH", type=_existing,
-        help="HDF5 file, folder of HDF5 files, or tractogram (.tck)",
+        help="HDF5 file, folder of HDF5 files, or tractogram (.tck, .trk, .trk.gz, .trx, "
+        ".tt.gz), or streamline index",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -183,6 +205,16 @@ def _order(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
+
+
+def _millimetres(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of mm")
+    return value
 
 
 class _Progress:
@@ -228,6 +260,122 @@ def _resources(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert(options: argparse.Namespace) -> None:
+    """Convert what is there: a tractogram, or a functional connectome."""
+    from lacuna_nipype.connectomes.tractogram_formats import tractogram_suffix
+
+    is_tractogram = tractogram_suffix(options.connectome) is not None
+    _refuse_flags(options, is_tractogram)
+    if is_tractogram:
+        _convert_tractogram(options)
+    else:
+        _convert_functional(options)
+
+
+def _refuse_flags(options: argparse.Namespace, is_tractogram: bool) -> None:
+    """Refuse what only another kind of connectome, or of result, has."""
+    from lacuna_nipype.core.exceptions import ValidationError
+
+    functional = {"--to-lacuna": options.to_lacuna, "--compact": options.compact}
+    to_tck = {"--step-size": options.step_size is not None}
+    to_index = {"--resolution": options.resolution is not None}
+    threads = {"--nprocs": options.nprocs is not None}
+    if not is_tractogram:
+        kind, foreign = "a functional connectome", {**to_tck, **to_index}
+    elif options.out.suffix == ".h5":
+        kind, foreign = "to be indexed", {**functional, **to_tck}
+    else:
+        kind, foreign = "a tractogram", {**functional, **to_index, **threads}
+    for flag, given in foreign.items():
+        if given:
+            raise ValidationError(f"{options.connectome} is {kind}; leave {flag} out.")
+
+
+def _convert_tractogram(options: argparse.Namespace) -> None:
+    from lacuna_nipype.core.exceptions import ValidationError
+
+    convert = _TRACTOGRAM_TARGETS.get(options.out.suffix)
+    if convert is None:
+        names = " or ".join(_TRACTOGRAM_TARGETS)
+        raise ValidationError(
+            f"{options.out} does not end in {names}, which is what a tractogram is converted to."
+        )
+    convert(options)
+
+
+def _convert_to_tck(options: argparse.Namespace) -> None:
+    from lacuna_nipype.connectomes.tractogram_check import check_placement, share_outside_brain
+    from lacuna_nipype.connectomes.tractogram_convert import convert_tractogram
+
+    # Before gigabytes are written; and once more below, for the whole instead of its beginning.
+    check_placement(options.connectome)
+    with _Progress("Streamlines converted:", "streamline") as progress:
+        record = convert_tractogram(
+            options.connectome, options.out, step_size=options.step_size, space=options.space,
+            overwrite=options.overwrite, progress=progress,
+        )  # fmt: skip
+    (source,) = record.sources
+    measured = f"{source.measured_step_size:.4g} mm measured"
+    if not source.regular:
+        measured += ", irregular"
+    done = "streamlines were resampled" if source.resampled else "points are as they were"
+    _print(
+        f"Streamlines: {record.n_streamlines} ({record.n_empty} empty, {record.n_one_point} of "
+        "one point)",
+        f"Step: {record.step_size:.4g} mm ({measured}; {done})",
+        f"Space: {record.space or 'not known; give --space, or --structural-space in a run'}",
+        f"Outside the brain: {100 * share_outside_brain(record.target):.2g} % of the vertices",
+        f"Tractogram: {record.target}",
+    )
+
+
+def _convert_to_index(options: argparse.Namespace) -> None:
+    from lacuna_nipype.cli.structural import open_tractogram
+    from lacuna_nipype.connectomes.streamline_counts import check_count
+    from lacuna_nipype.connectomes.streamline_index import write_index
+    from lacuna_nipype.connectomes.tractogram_check import check_placement
+    from lacuna_nipype.core.exceptions import ValidationError
+    from lacuna_nipype.core.spaces import template_grid
+    from lacuna_nipype.execution.resources import available_processors
+
+    if options.connectome.suffix != ".tck":
+        raise ValidationError(
+            f"Only a .tck file is indexed, because its points are read later too; convert "
+            f"{options.connectome} to .tck first."
+        )
+    if options.out.exists() and not options.overwrite:
+        raise ValidationError(f"{options.out} exists; add --overwrite to replace it.")
+    resolution = options.resolution or 2.0
+    tractogram = open_tractogram(options.connectome, options.space, resolution)
+    check_count(options.connectome)
+    outside = check_placement(options.connectome)
+    if tractogram.remark:
+        _print(tractogram.remark)
+    with _Progress("Bytes indexed:", "byte") as progress:
+        record = write_index(
+            options.connectome, options.out, grid=template_grid(tractogram.space, resolution),
+            space=tractogram.space, upsample=tractogram.upsample,
+            n_threads=options.nprocs or available_processors(), progress=progress,
+        )  # fmt: skip
+    size, before = options.out.stat().st_size, options.connectome.stat().st_size
+    _print(
+        f"Streamlines: {record.n_streamlines} ({record.n_empty} empty, {record.n_one_point} of "
+        "one point)",
+        f"Grid of the maps: {record.grid.describe()}, {record.space}",
+        f"Outside the brain: {100 * outside:.2g} % of the vertices",
+        f"Size: {size / 1e6:.1f} MB, {100 * size / before:.0f} % of the tractogram, which stays "
+        "in use",
+        f"Index: {options.out}",
+    )
+
+
+# What a tractogram can be converted to, by the suffix of OUT.
+_TRACTOGRAM_TARGETS: dict[str, Callable[[argparse.Namespace], None]] = {
+    ".tck": _convert_to_tck,
+    ".h5": _convert_to_index,
+}
+
+
+def _convert_functional(options: argparse.Namespace) -> None:
     from lacuna_nipype.connectomes.convert import convert_connectome, store_to_lacuna
     from lacuna_nipype.connectomes.inspection import inspect_connectome
     from lacuna_nipype.core.exceptions import ValidationError
@@ -363,7 +511,11 @@ def _table(found: dict[str, Any], indent: str = "") -> list[str]:
 
 
 COMMANDS = {
-    "convert": Subcommand("turn Lacuna's files into the store, or back", _add_convert, _convert),
+    "convert": Subcommand(
+        "turn Lacuna's files into the store, or back, and tractograms into .tck",
+        _add_convert,
+        _convert,
+    ),
     "build": Subcommand("make a connectome from 4D images and a brain mask", _add_build, _build),
     "prepare": Subcommand(prepare.SUMMARY, prepare.add_arguments, prepare.run),
     "info": Subcommand("say what a connectome holds and how exact it is", _add_info, _info),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,12 @@ from lacuna_nipype.atlases.catalogue import (
 )
 from lacuna_nipype.atlases.parcels import load_parcels
 from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.cli.structural import (
+    StructuralPlan,
+    open_tractogram,
+    plan_structural,
+    structural_metadata,
+)
 from lacuna_nipype.connectomes.functional import (
     FunctionalConnectome,
     conversion_hint,
@@ -24,11 +29,9 @@ from lacuna_nipype.connectomes.functional import (
 )
 from lacuna_nipype.connectomes.maps import MapOptions
 from lacuna_nipype.connectomes.prepare import read_matrix
-from lacuna_nipype.connectomes.tractogram import check_tck, measure_step_size, upsample_ratio
 from lacuna_nipype.connectomes.verify import source_paths
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.spaces import canonical_space, template_grid
-from lacuna_nipype.execution.programs import check_mrtrix
+from lacuna_nipype.core.spaces import canonical_space
 from lacuna_nipype.io.collect import (
     Collection,
     collect_masks,
@@ -38,8 +41,6 @@ from lacuna_nipype.io.collect import (
 from lacuna_nipype.io.lesions import Inspection, inspect_lesions
 from lacuna_nipype.io.provenance import combined_fingerprint, fingerprint
 
-MRTRIX_COMMANDS = ("tckedit", "tckmap")
-SNM_RESOLUTION_MM = 2.0
 FNM_METHODS = {
     "boes": "Mean raw series of the lesion's voxels correlated with every voxel "
     "(Boes et al. 2015, doi:10.1093/brain/awv228).",
@@ -47,30 +48,6 @@ FNM_METHODS = {
     "over subjects, correlated with every voxel (Pini et al. 2021, "
     "doi:10.1093/braincomms/fcab259).",
 }
-
-
-@dataclass(frozen=True)
-class Tractogram:
-    """A checked structural connectome.
-
-    Parameters
-    ----------
-    path : Path
-    space : str
-        TemplateFlow name.
-    count : int or None
-        Streamlines according to the header.
-    upsample : int or None
-        Value for tckmap where the header has no step size; None lets tckmap choose.
-    remark : str or None
-        What was measured, and why.
-    """
-
-    path: Path
-    space: str
-    count: int | None
-    upsample: int | None
-    remark: str | None
 
 
 @dataclass(frozen=True)
@@ -128,8 +105,7 @@ class RunInputs:
     inspection : Inspection
     atlases : tuple of Atlas
     functional : FunctionalConnectome or None
-    tractogram : Tractogram or None
-    mrtrix_version : str or None
+    structural : StructuralPlan or None
     notices : tuple of str
         What the user should know.
     metadata : dict of str to dict
@@ -146,8 +122,7 @@ class RunInputs:
     inspection: Inspection
     atlases: tuple[Atlas, ...]
     functional: FunctionalConnectome | None
-    tractogram: Tractogram | None
-    mrtrix_version: str | None
+    structural: StructuralPlan | None
     notices: tuple[str, ...]
     metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
     map_options: MapOptions = field(default_factory=MapOptions)
@@ -173,51 +148,6 @@ def choose_analyses(config: RunConfig) -> tuple[str, ...]:
     return tuple(
         name for name in given if name in config.analysis or (not config.analysis and given[name])
     )
-
-
-def open_tractogram(path: Path, space: str | None) -> Tractogram:
-    """Check a tractogram and find out how tckmap has to treat it.
-
-    Parameters
-    ----------
-    path : Path
-        ``.tck`` file.
-    space : str or None
-        Space given by the user; the ``Space`` of the JSON beside the file otherwise.
-
-    Returns
-    -------
-    Tractogram
-
-    Raises
-    ------
-    ValidationError
-        The file is damaged or empty, or nothing says which space it is in.
-    """
-    header = check_tck(path)
-    if space is None:
-        sidecar = path.with_suffix(".json")
-        if sidecar.is_file():
-            try:
-                space = json.loads(sidecar.read_text(encoding="utf-8")).get("Space")
-            except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-                raise ValidationError(f"{sidecar} is not a valid JSON sidecar.") from error
-    if not space:
-        raise ValidationError(
-            f"{path} does not say which space it is in; add --structural-space SPACE, or a JSON "
-            f"beside it with the key Space."
-        )
-    space = canonical_space(space)
-    if header.step_size is not None:
-        return Tractogram(path, space, header.count, None, None)
-    step = measure_step_size(header)
-    upsample = upsample_ratio(step.median, template_grid(space, SNM_RESOLUTION_MM).voxel_sizes)
-    return Tractogram(
-        path, space, header.count, upsample,
-        f"{path.name} has no step_size in its header, without which tckmap would not upsample; "
-        f"{step.median:.3g} mm were measured, so -upsample {upsample} is passed"
-        + ("." if step.regular else " (steps are irregular: the density is approximate)."),
-    )  # fmt: skip
 
 
 def _precision(functional: FunctionalConnectome) -> dict[str, Any]:
@@ -304,8 +234,7 @@ def gather_inputs(config: RunConfig) -> RunInputs:
     analyses = choose_analyses(config)
     if config.mask_space is not None:
         canonical_space(config.mask_space)
-    mrtrix = check_mrtrix(MRTRIX_COMMANDS) if "snm" in analyses else None
-    functional = tractogram = None
+    functional = tractogram = structural = None
     notices: list[str] = []
     if "fnm" in analyses and config.functional_connectome is not None:
         functional = open_connectome(config.functional_connectome, config.functional_space)
@@ -318,13 +247,15 @@ def gather_inputs(config: RunConfig) -> RunInputs:
             )
     if "snm" in analyses and config.structural_connectome is not None:
         tractogram = open_tractogram(config.structural_connectome, config.structural_space)
-        notices += [tractogram.remark] if tractogram.remark else []
     verify_files = _verify_files(config, functional, notices)
     collection = _collect(config)
     notices += collection.notices
     spaces = [connectome.space for connectome in (functional, tractogram) if connectome]
     spaces += [record.space for record in collection.records if record.space]
     atlases = _find_atlases(config, spaces[0] if spaces else config.mask_space)
+    if tractogram is not None:
+        structural = plan_structural(config, tractogram, atlases, len(collection.records))
+        notices += structural.notices
     matrix = None
     if "afnm" in analyses and config.connectivity_matrix is not None:
         matrix = match_matrix(config.connectivity_matrix, atlases)
@@ -334,7 +265,7 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         targets[f"functional connectome {config.functional_connectome}"] = functional.space
         brain = (functional.mask(), functional.grid)
     if tractogram is not None:
-        targets[f"structural connectome {tractogram.path}"] = tractogram.space
+        targets[f"structural connectome {config.structural_connectome}"] = tractogram.space
     inspection = inspect_lesions(
         collection.records,
         targets=targets,
@@ -344,8 +275,8 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         n_threads=config.nprocs,
     )
     return RunInputs(
-        analyses, inspection, tuple(atlases), functional, tractogram, mrtrix, tuple(notices),
-        _metadata(config, analyses, functional, tractogram, mrtrix, matrix),
+        analyses, inspection, tuple(atlases), functional, structural, tuple(notices),
+        _metadata(config, analyses, functional, structural, matrix),
         MapOptions(config.p_map, config.fdr_alpha, config.t_threshold),
         matrix,
         verify_files,
@@ -356,8 +287,7 @@ def _metadata(
     config: RunConfig,
     analyses: Sequence[str],
     functional: FunctionalConnectome | None,
-    tractogram: Tractogram | None,
-    mrtrix: str | None,
+    structural: StructuralPlan | None,
     matrix: MatchedMatrix | None,
 ) -> dict[str, dict[str, Any]]:
     """Sidecar content of each analysis."""
@@ -390,17 +320,6 @@ def _metadata(
                 **_precision(functional),
             },
         }
-    if tractogram is not None:
-        metadata["snm"] |= {
-            "Method": "Streamlines with a vertex in the lesion (tckedit -include), mapped like "
-            "the whole tractogram (tckmap) and divided by it.",
-            "Connectome": {
-                "Name": tractogram.path.name,
-                "SpaceName": tractogram.space,
-                "NumberOfStreamlines": tractogram.count,
-                "Fingerprint": fingerprint(tractogram.path),
-            },
-            "Upsampling": tractogram.remark or "from the step_size of the tractogram's header",
-            "MRtrixVersion": mrtrix,
-        }
+    if structural is not None:
+        metadata["snm"] |= structural_metadata(config, structural)
     return metadata

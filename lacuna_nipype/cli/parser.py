@@ -131,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_mask_options(parser.add_argument_group("Options for choosing masks"))
     _add_analysis_options(parser.add_argument_group("Options for analyses"))
     _add_functional_options(parser.add_argument_group("Options for functional network maps"))
+    _add_structural_options(parser.add_argument_group("Options for structural disconnection"))
     _add_run_options(parser.add_argument_group("Options for running"))
     return parser
 
@@ -177,7 +178,7 @@ def _add_analysis_options(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--structural-connectome", type=_existing, metavar="PATH",
-        help="normative tractogram, .tck",
+        help="normative tractogram: .tck, .trk, .trk.gz, .trx or .tt.gz, or its index (.h5)",
     )  # fmt: skip
     group.add_argument(
         "--connectivity-matrix", type=_existing, metavar="PATH",
@@ -229,6 +230,41 @@ def _add_functional_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--verify", type=_positive, default=0, metavar="N",
         help="recompute N random voxels of each map from the source series, the slow way",
+    )  # fmt: skip
+
+
+def _add_structural_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--snm-engine", choices=["mrtrix", "index"],
+        help="MRtrix commands, or an index of all streamlines, which is made first and answers "
+        "for hundreds of lesions at once; results are the same (default: mrtrix for a few "
+        "lesions where MRtrix3 is installed, else index)",
+    )  # fmt: skip
+    group.add_argument(
+        "--hit-test", choices=["vertices", "segments"], default="vertices",
+        help="a streamline is cut if a stored point lies in the lesion, as MRtrix has it, or if "
+        "any part of its path does (index only; default: vertices)",
+    )  # fmt: skip
+    group.add_argument(
+        "--compute-disconnectivity-matrix", action="store_true",
+        help="streamlines between the regions of every atlas: all, cut, spared, per cent cut",
+    )  # fmt: skip
+    group.add_argument(
+        "--compute-roi-disconnection", action="store_true",
+        help="per cent of every region's streamlines to other regions that are cut",
+    )  # fmt: skip
+    group.add_argument(
+        "--streamline-weights", type=_existing, metavar="FILE",
+        help="text with one weight per streamline, such as tcksift2 writes",
+    )  # fmt: skip
+    group.add_argument(
+        "--streamline-groups", type=_existing, metavar="TSV",
+        help="table with the columns streamline (from 0) and bundle: per cent of every bundle "
+        "that is cut",
+    )  # fmt: skip
+    group.add_argument(
+        "--keep-intermediate", action="store_true",
+        help="store the lesion's streamlines (.tck) and their density too",
     )  # fmt: skip
 
 
@@ -347,10 +383,34 @@ def _find_problem(options: dict) -> str | None:
             "--functional-connectome (fnm), --structural-connectome (snm), or "
             "--connectivity-matrix with an atlas (afnm)"
         )
+    problem = _find_structural_problem(options, bool(atlases))
+    if problem:
+        return problem
     names = [words[0].lower() for words in options["custom_parcellation"]]
     if len(names) != len(set(names)):
         return "two --custom-parcellation have one name"
     names = [name for name, _ in dict.fromkeys(options["derivatives"])]
     if len(names) != len(set(names)):
         return "two --derivatives have one name; give names: --derivatives NAME=PATH NAME=PATH"
+    return None
+
+
+def _find_structural_problem(options: dict, atlases: bool) -> str | None:
+    """Say what is wrong between the arguments of structural disconnection, or None."""
+    asked = [
+        flag
+        for flag in (
+            "snm_engine", "streamline_weights", "streamline_groups", "keep_intermediate",
+            "compute_disconnectivity_matrix", "compute_roi_disconnection",
+        )
+        if options[flag]
+    ]  # fmt: skip
+    named = f"--{asked[0].replace('_', '-')}" if asked else ""
+    if asked and not options["structural_connectome"]:
+        return f"{named} needs --structural-connectome"
+    for flag in ("compute_disconnectivity_matrix", "compute_roi_disconnection"):
+        if options[flag] and not atlases:
+            return f"--{flag.replace('_', '-')} needs --parcel-atlases or --custom-parcellation"
+    if options["hit_test"] == "segments" and options["snm_engine"] == "mrtrix":
+        return "--hit-test segments needs --snm-engine index: MRtrix tests stored points only"
     return None

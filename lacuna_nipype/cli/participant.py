@@ -189,10 +189,9 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
     nipype Workflow
     """
     from lacuna_nipype.atlases.catalogue import atlas_description
-    from lacuna_nipype.cli.inputs import SNM_RESOLUTION_MM
     from lacuna_nipype.workflows import init_lacuna_wf
 
-    functional, tractogram = inputs.functional, inputs.tractogram
+    functional = inputs.functional
     return init_lacuna_wf(
         lesions=[_lesion_arguments(lesion, links) for lesion in inputs.inspection.lesions],
         output_dir=config.output_dir,
@@ -224,14 +223,37 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
         matrix_file=inputs.matrix.path if inputs.matrix else None,
         matrix_atlas=inputs.matrix.atlas if inputs.matrix else 0,
         afnm_weighting=config.afnm_weighting,
-        tractogram=tractogram.path if tractogram else None,
-        tractogram_space=tractogram.space if tractogram else None,
-        snm_resolution=SNM_RESOLUTION_MM,
-        upsample=tractogram.upsample if tractogram else None,
+        **_structural_arguments(config, inputs),
         metadata=inputs.metadata,
         memory_gb=_pass_memory(config, inputs),
         omp_nthreads=config.omp_nthreads,
     )
+
+
+def _structural_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
+    """Arguments of the graph for structural disconnection."""
+    plan = inputs.structural
+    if plan is None:
+        return {}
+    tractogram = plan.tractogram
+    return {
+        "tractogram": {
+            "tractogram": tractogram.path,
+            "space": tractogram.space,
+            "fingerprint": tractogram.content,
+            "convert": tractogram.convert,
+            "index_file": tractogram.index_file,
+            "streamline_groups": config.streamline_groups,
+        },
+        "snm_resolution": tractogram.resolution,
+        "snm_options": {
+            "engine": plan.engine,
+            "upsample": tractogram.upsample,
+            "hit_test": config.hit_test,
+            "streamline_weights": config.streamline_weights,
+        },
+        "snm_outputs": plan.outputs,
+    }
 
 
 def _pass_memory(config: RunConfig, inputs: RunInputs) -> float:

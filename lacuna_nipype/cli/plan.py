@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lacuna_nipype.cli.inputs import SNM_RESOLUTION_MM, RunInputs
+from lacuna_nipype.cli.inputs import RunInputs
 from lacuna_nipype.io.derivatives import sidecar_path
 from lacuna_nipype.io.lesions import Lesion
 from lacuna_nipype.io.naming import build_path
@@ -38,7 +38,9 @@ def _lesion_outputs(lesion: Lesion, inputs: RunInputs) -> list[dict[str, str]]:
     outputs = [{**resolution, "desc": "lesion", "suffix": "mask", "extension": ".nii.gz"}]
     maps: dict[str, list[str]] = {"rd": [], "snm": ["disconnectionpct"], "afnm": []}
     tables = {"rd": ["damagepct"], "snm": ["mapdisconnectionpct"], "afnm": ["score"]}
-    resolutions = {"snm": f"{SNM_RESOLUTION_MM:g}"}
+    resolutions = {}
+    if inputs.structural is not None:
+        resolutions["snm"] = f"{inputs.structural.tractogram.resolution:g}"
     if inputs.functional is not None:
         tables["fnm"] = [quantity for quantity in inputs.fnm_maps if quantity in FNM_TABLES]
         maps["fnm"] = [*inputs.fnm_maps, "valid"]
@@ -61,5 +63,8 @@ def _lesion_outputs(lesion: Lesion, inputs: RunInputs) -> list[dict[str, str]]:
                         "suffix": "parcelstats",
                     }
                 )
+        if analysis == "snm" and inputs.structural is not None:
+            for _, stored in inputs.structural.outputs.files(place):
+                outputs += [{**own, "desc": "snm"} for own, _ in stored]
         outputs.append({"desc": analysis, "suffix": "stats"})
     return outputs

@@ -51,7 +51,9 @@ def participant_records(
         "Started": started.isoformat(timespec="seconds"),
         "Ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "CommandLine": command,
-        "Software": software_versions(inputs.mrtrix_version),
+        "Software": software_versions(
+            inputs.structural.mrtrix_version if inputs.structural else None
+        ),
         "Parameters": config.to_dict(),
         "Analyses": inputs.metadata,
         "Atlases": [

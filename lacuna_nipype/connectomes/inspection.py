@@ -29,7 +29,18 @@ from lacuna_nipype.connectomes.ingest import (
     subject_digest,
 )
 from lacuna_nipype.connectomes.store import BLOCK_BYTES, TileReader
-from lacuna_nipype.connectomes.tractogram import check_tck, measure_step_size
+from lacuna_nipype.connectomes.streamline_index import (
+    find_tractogram,
+    is_index,
+    read_index_record,
+)
+from lacuna_nipype.connectomes.tractogram_check import share_outside_brain
+from lacuna_nipype.connectomes.tractogram_convert import measure_step
+from lacuna_nipype.connectomes.tractogram_formats import (
+    read_tractogram_header,
+    tractogram_sidecar,
+    tractogram_suffix,
+)
 from lacuna_nipype.core.compression import INTEGER_LIMITS
 from lacuna_nipype.core.exceptions import ValidationError
 
@@ -48,7 +59,8 @@ def inspect_connectome(
     Parameters
     ----------
     location : Path
-        Functional connectome (file or folder, in either layout), or a tractogram (.tck).
+        Functional connectome (file or folder, in either layout), a tractogram of any
+        format, or a streamline index.
     check_data : bool
         Read everything: count series that are not finite or constant and find subjects that
         occur twice (Lacuna's layout), or check that every stored series is whole (store).
@@ -58,16 +70,18 @@ def inspect_connectome(
     Returns
     -------
     dict
-        JSON-safe. ``Layout`` is ``lacuna``, ``store`` or ``tractogram``; the other keys depend
-        on it.
+        JSON-safe. ``Layout`` is ``lacuna``, ``store``, ``tractogram`` or ``index``; the other
+        keys depend on it.
 
     Raises
     ------
     ValidationError
         The connectome is missing or damaged, or its files disagree.
     """
-    if location.suffix == ".tck":
+    if tractogram_suffix(location) is not None:
         return _inspect_tractogram(location)
+    if location.is_file() and is_index(location):
+        return _inspect_index(location)
     connectome, space = _open(location)
     stores = [file.precision is not None for file in connectome.files]
     if any(stores) and not all(stores):
@@ -99,26 +113,44 @@ def _open(location: Path) -> tuple[FunctionalConnectome, str | None]:
 
 
 def _inspect_tractogram(path: Path) -> dict[str, Any]:
-    header = check_tck(path)
-    step = measure_step_size(header)
-    sidecar = path.with_suffix(".json")
-    space = None
-    if sidecar.is_file():
-        try:
-            content = json.loads(sidecar.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValidationError(f"{sidecar} is not valid JSON; repair or remove it.") from error
-        space = content.get("Space") if isinstance(content, dict) else None
+    header = read_tractogram_header(path)
+    step = measure_step(header)
     return {
         "Layout": "tractogram",
         "Path": str(path),
         "Bytes": path.stat().st_size,
-        "Space": space,
+        "Space": tractogram_sidecar(path)[1].get("Space"),
         "NumberOfStreamlines": header.count,
         "DataType": header.datatype,
         "StepSize": header.step_size,
         "MeasuredStepSize": round(step.median, 6),
         "RegularSteps": step.regular,
+        "ShareOutsideBrain": round(share_outside_brain(path), 6),
+    }
+
+
+def _inspect_index(path: Path) -> dict[str, Any]:
+    record = read_index_record(path)
+    try:
+        # Another file than the one indexed is for the user to know, not a reason to stop.
+        state = str(find_tractogram(record))
+    except ValidationError as error:
+        state = str(error)
+    return {
+        "Layout": "index",
+        "Path": str(path),
+        "Bytes": path.stat().st_size,
+        "Space": record.space,
+        "NumberOfStreamlines": record.n_streamlines,
+        "NumberOfPoints": record.n_points,
+        "EmptyStreamlines": record.n_empty,
+        "OnePointStreamlines": record.n_one_point,
+        "GridShape": list(record.grid.shape),
+        "VoxelSize": [round(float(size), 6) for size in record.grid.voxel_sizes],
+        "Upsampling": record.upsample,
+        "StepSize": record.step_size,
+        "Tractogram": state,
+        "TractogramFingerprint": record.fingerprint,
     }
 
 

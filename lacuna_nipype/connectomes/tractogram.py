@@ -33,6 +33,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 # Fields that the writer decides itself; copies in a caller's mapping are dropped.
 _OWN_FIELDS = frozenset({"count", "total_count", "datatype", "file", "step_size"})
 _COUNT_WIDTH = 20
+# A step is regular when this share of the segments is within this share of the median.
+REGULAR_SHARE = 0.9
+STEP_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -237,21 +240,102 @@ def measure_step_size(
     ValidationError
         No two consecutive points were found.
     """
-    triplet = 3 * header.dtype.itemsize
-    n_triplets = max(header.path.stat().st_size - header.offset, 0) // triplet
-    per_block = max(block_bytes // triplet, 2)
-    lengths = []
-    with header.path.open("rb") as stream:
-        for start in _block_starts(n_triplets, per_block, max(n_blocks, 1)):
-            lengths.append(_segment_lengths(_read_triplets(stream, header, start, per_block)))
-    segments = np.concatenate(lengths) if lengths else np.empty(0)
-    if not segments.size:
+    blocks = sample_blocks(header, n_blocks=n_blocks, block_bytes=block_bytes)
+    lengths = [segment_lengths(points) for points in blocks]
+    step = summarize_segments(np.concatenate(lengths) if lengths else np.empty(0))
+    if step is None:
         _refuse(
             header.path, "has no streamline of two points, so its step size cannot be measured"
         )
-    median = float(np.median(segments))
-    close = np.abs(segments - median) <= 0.05 * median
-    return StepSize(median, bool(close.mean() >= 0.9), int(segments.size))
+    return step
+
+
+def summarize_segments(lengths: NDArray[np.float64]) -> StepSize | None:
+    """Reduce the lengths of segments to their median and whether it describes them.
+
+    Parameters
+    ----------
+    lengths : numpy.ndarray
+        Distances between consecutive points in mm, finite, shape (n,).
+
+    Returns
+    -------
+    StepSize or None
+        None for no segments.
+    """
+    if not lengths.size:
+        return None
+    median = float(np.median(lengths))
+    n_close = count_close(lengths, median)
+    return StepSize(median, n_close >= REGULAR_SHARE * lengths.size, int(lengths.size))
+
+
+def count_close(lengths: NDArray[np.float64], step_size: float) -> int:
+    """Count the segments whose length is within 5 % of a step.
+
+    Parameters
+    ----------
+    lengths : numpy.ndarray
+        Distances between consecutive points in mm, shape (n,).
+    step_size : float
+        The step in mm.
+
+    Returns
+    -------
+    int
+        Number of segments, 0 to n.
+    """
+    return int(np.count_nonzero(np.abs(lengths - step_size) <= STEP_TOLERANCE * step_size))
+
+
+def segment_lengths(points: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Measure the segments of streamlines that are separated as in a .tck file.
+
+    Parameters
+    ----------
+    points : numpy.ndarray
+        Points in mm, shape (n, 3), with a row of NaN between streamlines; a row of infinities
+        may stand at the end.
+
+    Returns
+    -------
+    numpy.ndarray
+        Distances between consecutive points of the same streamline in mm (float64 arithmetic),
+        shape (m,), all finite.
+    """
+    # A difference with a separator is NaN, one with the end marker infinite or NaN.
+    with np.errstate(invalid="ignore"):
+        differences = np.diff(points.astype(np.float64), axis=0)
+    lengths: NDArray[np.float64] = np.sqrt((differences**2).sum(axis=1))
+    return lengths[np.isfinite(lengths)]
+
+
+def sample_blocks(
+    header: TckHeader, *, n_blocks: int = 32, block_bytes: int = 1 << 20
+) -> Iterator[NDArray[np.float32]]:
+    """Read evenly spaced blocks of a .tck file, or all of it where it is smaller.
+
+    Parameters
+    ----------
+    header : TckHeader
+        The file, as :func:`read_tck_header` gives it.
+    n_blocks : int, optional
+        Number of blocks; at most ``n_blocks * block_bytes`` bytes are read.
+    block_bytes : int, optional
+        Size of a block in bytes.
+
+    Yields
+    ------
+    numpy.ndarray
+        Points as stored, float32, shape (n, 3), separators and end marker included. Blocks begin
+        and end anywhere within streamlines.
+    """
+    triplet = 3 * header.dtype.itemsize
+    n_triplets = max(header.path.stat().st_size - header.offset, 0) // triplet
+    per_block = max(block_bytes // triplet, 2)
+    with header.path.open("rb") as stream:
+        for start in _block_starts(n_triplets, per_block, max(n_blocks, 1)):
+            yield _read_triplets(stream, header, start, per_block)
 
 
 def upsample_ratio(step_size: float, voxel_sizes: Sequence[float]) -> int:
@@ -428,14 +512,6 @@ def _block_starts(n_triplets: int, per_block: int, n_blocks: int) -> list[int]:
         return list(range(0, n_triplets, per_block))
     starts = np.linspace(0, n_triplets - per_block, n_blocks)
     return [int(start) for start in starts]
-
-
-def _segment_lengths(points: NDArray[np.float32]) -> NDArray[np.float64]:
-    # A difference with a separator is NaN, one with the end marker infinite or NaN.
-    with np.errstate(invalid="ignore"):
-        differences = np.diff(points.astype(np.float64), axis=0)
-    lengths: NDArray[np.float64] = np.sqrt((differences**2).sum(axis=1))
-    return lengths[np.isfinite(lengths)]
 
 
 def _stream_streamlines(header: TckHeader, chunk_bytes: int) -> Iterator[NDArray[np.float32]]:

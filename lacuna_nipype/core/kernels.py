@@ -5,13 +5,12 @@ Both work on one tile of the store: coefficients of shape (subjects, rank, 512).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from lacuna_nipype.core.compiling import compiled
 from lacuna_nipype.core.correlation import R_LIMIT
 
 # arctanh(x) = x * P(x^2) for |x| < 0.6, least squares at Chebyshev nodes in x: error 2e-7.
@@ -38,27 +37,7 @@ _ALMOST_ONE = np.float32(1.0 - 1e-6)
 _LARGEST_Z = np.float32(np.arctanh(R_LIMIT))
 
 
-def _compiled(*, fast: bool = False) -> Callable[[Callable[..., None]], Any]:
-    """Compile a function; keep the result where numba finds a folder to write to.
-
-    That is the package's own or the user's cache folder. Where neither can be written to, numba
-    refuses to cache, and the function is compiled once per process (2 s).
-    """
-    # Divisions are not checked for zero: a check would keep loops from running over vectors.
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    if fast:
-        options["fastmath"] = {"contract", "reassoc", "nsz", "arcp"}
-
-    def decorate(function: Callable[..., None]) -> Any:
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:
-            return numba.njit(**options)(function)
-
-    return decorate
-
-
-@_compiled(fast=True)
+@compiled(fast=True)
 def _fisher_row(row: Any, scale: Any, scratch: Any) -> None:
     """Scale, clip and transform one row of inner products in place.
 
@@ -103,7 +82,7 @@ def _fisher_row(row: Any, scale: Any, scratch: Any) -> None:
             row[v] = r * (_C0 + q * (_C1 + q * (_C2 + q * (_C3 + q * (_C4 + q * _C5)))))
 
 
-@_compiled(fast=True)
+@compiled(fast=True)
 def _combine_one(weights: Any, rows: Any, out: Any) -> None:
     """Sum rows by one seed's weights; rows may be the stored integers."""
     rank = rows.shape[0]
@@ -127,7 +106,7 @@ def _combine_one(weights: Any, rows: Any, out: Any) -> None:
         i += 1
 
 
-@_compiled(fast=True)
+@compiled(fast=True)
 def _combine_four(weights: Any, rows: Any, out: Any) -> None:
     """Sum rows by the weights of four seeds, four rows at a time.
 
@@ -164,7 +143,7 @@ def _combine_four(weights: Any, rows: Any, out: Any) -> None:
         i += 1
 
 
-@_compiled(fast=True)
+@compiled(fast=True)
 def _accumulate(z: Any, origin: Any, total: Any, squares: Any) -> None:
     # Sums in double precision: in single, the order of subjects would show.
     for v in range(z.size):
@@ -173,7 +152,7 @@ def _accumulate(z: Any, origin: Any, total: Any, squares: Any) -> None:
         squares[v] += deviation * deviation
 
 
-@_compiled()
+@compiled()
 def correlate_tile(
     coefficients: Any,
     scale: Any,
@@ -229,7 +208,7 @@ def correlate_tile(
             seed += at_once
 
 
-@_compiled(fast=True)
+@compiled(fast=True)
 def add_seed_series(coefficients: Any, amplitude: Any, voxels: Any, sums: Any) -> None:
     """Add the raw series of some voxels of a tile to a seed's sum, subject by subject.
 

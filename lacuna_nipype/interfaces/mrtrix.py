@@ -10,6 +10,7 @@ failure that ends in one sentence with MRtrix's own message.
 
 import re
 import shlex
+from contextlib import contextmanager
 from pathlib import Path
 
 from nipype import logging
@@ -41,6 +42,8 @@ _COMPLEX_DATATYPES = tuple(
     f"{kind}{order}" for kind in ("cfloat32", "cfloat64") for order in ("", "le", "be")
 )
 _SMALL_DATATYPES = ("int8", "uint8", "bit")
+# A larger file of weights has some.
+_MAX_COMMENT_BYTES = 1 << 16
 _SPHERE = r"^\s*[-+.\deE]+(\s*,\s*[-+.\deE]+){3}\s*$"
 
 
@@ -79,6 +82,8 @@ class _MRtrixCommand(MRTrix3Base):
 
     # nipype's default polls the pipes a hundred times a second; there is nothing to stream.
     _terminal_output = "allatonce"
+    # Inputs with the weights of streamlines, and with the streamlines.
+    _weights, _tracks = None, "in_file"
 
     def _format_arg(self, name, trait_spec, value):
         if name == "nthreads":
@@ -89,6 +94,24 @@ class _MRtrixCommand(MRTrix3Base):
         elif isinstance(value, str) and name != "args" and not trait_spec.is_trait_type(File):
             value = shlex.quote(value)
         return super()._format_arg(name, trait_spec, value)
+
+    def _parse_inputs(self, skip=None):
+        if self._is_weighting_nothing():
+            skip = [*(skip or []), self._weights]
+        return super()._parse_inputs(skip)
+
+    def _is_weighting_nothing(self):
+        """Whether there are no streamlines and therefore no weights: an error for MRtrix."""
+        weights = getattr(self.inputs, self._weights) if self._weights else Undefined
+        if not isdefined(weights) or Path(weights).stat().st_size > _MAX_COMMENT_BYTES:
+            return False
+        if re.sub(r"#.*", "", Path(weights).read_text(errors="replace")).strip():
+            return False
+        from lacuna_nipype.connectomes.streamline_counts import count_streamlines
+
+        tracks = getattr(self.inputs, self._tracks)
+        files = tracks if isinstance(tracks, list) else [tracks]
+        return not any(count_streamlines(path).n for path in files)
 
     def _run_interface(self, runtime, correct_return_codes=(0,)):
         require_mrtrix_commands([self.cmd], path=runtime.environ.get("PATH"))
@@ -170,18 +193,28 @@ class _TCKEditInputSpec(_MRtrixInputSpec):
     )
     exclude = _roi_trait("-exclude", "regions none of which a streamline may enter")
     mask = _roi_trait("-mask", "regions outside of which streamlines are cut off")
-    maxlength = traits.Float(
-        argstr="-maxlength %s", units="mm", desc="maximum length of a streamline in mm"
+    maxlength = traits.Range(
+        low=0.0, argstr="-maxlength %s", units="mm", desc="maximum length of a streamline in mm"
     )
-    minlength = traits.Float(
-        argstr="-minlength %s", units="mm", desc="minimum length of a streamline in mm"
+    minlength = traits.Range(
+        low=0.0, argstr="-minlength %s", units="mm", desc="minimum length of a streamline in mm"
     )
-    number = traits.Int(argstr="-number %d", desc="number of selected streamlines to write")
-    skip = traits.Int(
-        argstr="-skip %d", desc="number of selected streamlines to omit before writing starts"
+    number = traits.Range(
+        low=1, argstr="-number %d", desc="number of selected streamlines to write"
     )
-    maxweight = traits.Float(argstr="-maxweight %s", desc="maximum weight of a streamline")
-    minweight = traits.Float(argstr="-minweight %s", desc="minimum weight of a streamline")
+    skip = traits.Range(
+        low=1,
+        argstr="-skip %d",
+        desc="number of selected streamlines to omit before writing starts",
+    )
+    maxweight = traits.Range(
+        low=0.0, argstr="-maxweight %s", desc="maximum weight of a streamline"
+    )
+    minweight = traits.Range(
+        low=0.0,
+        argstr="-minweight %s",
+        desc="minimum weight of a streamline; tckedit drops negative ones in any case",
+    )
     inverse = traits.Bool(
         argstr="-inverse",
         desc="write what fails at least one criterion, and the points outside the masks, instead",
@@ -219,12 +252,26 @@ class TCKEdit(_MRtrixCommand):
     """
 
     _cmd = "tckedit"
+    _weights, _tracks = "tck_weights_in", "in_files"
     input_spec = _TCKEditInputSpec
     output_spec = _TCKEditOutputSpec
 
 
+class _SelectStreamlinesInputSpec(_TCKEditInputSpec):
+    with_positions = traits.Bool(
+        False,
+        usedefault=True,
+        desc="find out which streamlines of the one input file were selected, too",
+    )
+
+
 class _SelectStreamlinesOutputSpec(_TCKEditOutputSpec):
     count = traits.Int(desc="number of streamlines selected, from the header of the output")
+    positions = File(
+        exists=True,
+        desc="with with_positions: rising positions of the streamlines selected, from 0 in the "
+        "input file (.npy, int64, one per streamline of the output)",
+    )
 
 
 class SelectStreamlines(TCKEdit):
@@ -233,25 +280,40 @@ class SelectStreamlines(TCKEdit):
     tckedit refuses a mask without a voxel, but a lesion that vanishes on the tractogram's grid is
     an answer and not an error: no streamline is hit. The output then is a track file of count 0
     with the step size of the input. With ``inverse`` an empty mask is left to tckedit, and fails.
+
+    tckedit does not say which streamlines it kept. With ``with_positions`` it is given weights
+    that are positions, and those that it writes are read back. Weights of the user's then never
+    reach it: limits are applied and ``tck_weights_out`` is written here, with the same result.
+    Streamlines without points have a position, but tckedit never selects them. tckedit needs
+    about 60 bytes of memory per streamline of the input for the weights.
     """
 
+    input_spec = _SelectStreamlinesInputSpec
     output_spec = _SelectStreamlinesOutputSpec
 
     def _run_interface(self, runtime, correct_return_codes=(0,)):
+        selection = _Selection(self.inputs, Path(runtime.cwd))
+        if self.inputs.with_positions:
+            selection.check()
         empty = None if self.inputs.inverse is True else self._find_empty_mask()
-        if empty is None:
-            return super()._run_interface(runtime, correct_return_codes)
-        LOGGER.warning("%s holds no voxel: no streamline is selected.", empty)
-        steps = {read_tck_header(path).step_size for path in self.inputs.in_files}
-        write_tck(
-            Path(runtime.cwd) / self.inputs.out_file,
-            [],
-            step_size=steps.pop() if len(steps) == 1 else None,
-        )
-        if isdefined(self.inputs.tck_weights_out):
-            (Path(runtime.cwd) / self.inputs.tck_weights_out).write_text("")
-        runtime.returncode = 0
+        if empty is not None:
+            LOGGER.warning("%s holds no voxel: no streamline is selected.", empty)
+            selection.write_nothing()
+            runtime.returncode = 0
+        elif not self.inputs.with_positions:
+            runtime = super()._run_interface(runtime, correct_return_codes)
+        else:
+            with selection.positions_as_weights():
+                runtime = super()._run_interface(runtime, correct_return_codes)
+                selection.read_positions()
         return runtime
+
+    def _parse_inputs(self, skip=None):
+        if not self.inputs.with_positions:
+            return super()._parse_inputs(skip)
+        # Streamlines that fail the user's limits have negative weights.
+        ours = f"-tck_weights_in {_WEIGHTS_IN} -tck_weights_out {_WEIGHTS_OUT} -minweight 0"
+        return [ours, *super()._parse_inputs([*(skip or []), *_WEIGHT_INPUTS])]
 
     def _find_empty_mask(self):
         for regions in (self.inputs.include, self.inputs.include_ordered):
@@ -263,7 +325,104 @@ class SelectStreamlines(TCKEdit):
     def _list_outputs(self):
         outputs = super()._list_outputs()
         outputs["count"] = read_tck_header(outputs["out_file"]).count
+        if self.inputs.with_positions:
+            outputs["positions"] = str(Path(_POSITIONS).absolute())
         return outputs
+
+
+_WEIGHT_INPUTS = ("tck_weights_in", "tck_weights_out", "minweight", "maxweight")
+_WEIGHTS_IN, _WEIGHTS_OUT = "position_weights_in.txt", "position_weights_out.txt"
+_POSITIONS = "positions.npy"
+
+
+class _Selection:
+    """What SelectStreamlines does around tckedit, in the node's folder."""
+
+    def __init__(self, inputs, folder):
+        self.inputs = inputs
+        self.folder = folder
+        self.weights = None
+        self.n_streamlines = None
+
+    def check(self):
+        """Refuse inputs whose positions would mean nothing."""
+        files = self.inputs.in_files
+        if len(files) != 1:
+            raise ValidationError(
+                f"Positions of selected streamlines are those in one track file, but {len(files)} "
+                "were given; merge them with `lacuna-nipype connectome convert`."
+            )
+
+    def write_nothing(self):
+        """Write the outputs of a selection of no streamline."""
+        steps = {read_tck_header(path).step_size for path in self.inputs.in_files}
+        step_size = steps.pop() if len(steps) == 1 else None
+        write_tck(self.folder / self.inputs.out_file, [], step_size=step_size)
+        if isdefined(self.inputs.tck_weights_out):
+            (self.folder / self.inputs.tck_weights_out).write_text("")
+        if self.inputs.with_positions:
+            self._save([])
+
+    @contextmanager
+    def positions_as_weights(self):
+        """Keep the weights that are positions in the folder for as long as they are needed."""
+        from lacuna_nipype.connectomes.streamline_counts import count_streamlines
+        from lacuna_nipype.connectomes.streamline_positions import write_position_weights
+
+        # The header's count may be missing or wrong; tckedit does not look at it either.
+        self.n_streamlines = count_streamlines(self.inputs.in_files[0]).n
+        try:
+            write_position_weights(
+                self.folder / _WEIGHTS_IN, self.n_streamlines, passing=self._find_passing()
+            )
+            yield
+        finally:
+            for name in (_WEIGHTS_IN, _WEIGHTS_OUT):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _find_passing(self):
+        """Apply the limits of weights; None where every streamline passes them."""
+        import numpy as np
+
+        from lacuna_nipype.connectomes.weights import read_streamline_weights
+
+        inputs = self.inputs
+        if isdefined(inputs.tck_weights_in):
+            self.weights = read_streamline_weights(Path(inputs.tck_weights_in), self.n_streamlines)
+        weights = np.ones(self.n_streamlines, "f4") if self.weights is None else self.weights
+        passing = None
+        if isdefined(inputs.minweight):
+            passing = weights >= np.float32(inputs.minweight)
+        if isdefined(inputs.maxweight):
+            below = weights <= np.float32(inputs.maxweight)
+            passing = below if passing is None else passing & below
+        return passing
+
+    def read_positions(self):
+        """Turn the weights that tckedit wrote into positions, and into the user's weights."""
+        from lacuna_nipype.connectomes.streamline_positions import (
+            read_positions,
+            write_selected_weights,
+        )
+
+        positions = read_positions(self.folder / _WEIGHTS_OUT, self.n_streamlines)
+        count = read_tck_header(self.folder / self.inputs.out_file).count
+        if len(positions) != count:
+            raise MRtrixError(
+                f"tckedit failed: it wrote {count} streamlines but {len(positions)} weights."
+            )
+        if isdefined(self.inputs.tck_weights_out):
+            target = self.folder / self.inputs.tck_weights_out
+            write_selected_weights(target, self.weights, positions)
+        self._save(positions)
+
+    def _save(self, positions):
+        import numpy as np
+
+        from lacuna_nipype.core.files import atomic_path
+
+        with atomic_path(self.folder / _POSITIONS) as temporary, temporary.open("wb") as stream:
+            np.save(stream, np.asarray(positions, dtype=np.int64))
 
 
 def mask_is_empty(path):
@@ -324,9 +483,12 @@ class _TCKMapInputSpec(_MRtrixInputSpec):
         desc="map to dixels within each voxel: a number of directions, or a text file with "
         "azimuth and elevation pairs",
     )
-    max_tod = traits.Int(
+    max_tod = traits.Range(
+        low=2,
+        high=20,
         argstr="-tod %d",
-        desc="map a track orientation distribution of this maximum spherical harmonic degree",
+        desc="map a track orientation distribution of this maximum spherical harmonic degree, "
+        "an even number",
     )
     contrast = traits.Enum(
         "tdi",
@@ -372,7 +534,8 @@ class _TCKMapInputSpec(_MRtrixInputSpec):
         argstr="-stat_tck %s",
         desc="statistic over the samples along a streamline (scalar_map, fod_amp, curvature)",
     )
-    fwhm_tck = traits.Float(
+    fwhm_tck = traits.Range(
+        low=1e-6,
         argstr="-fwhm_tck %s",
         units="mm",
         desc="full width at half maximum in mm of the smoothing for stat_tck gaussian",
@@ -410,7 +573,9 @@ class TCKMap(_MRtrixCommand, ComputeTDI):
     As nipype's ``ComputeTDI``, with these mended: the option ``-contrast`` (there
     ``-constrast``), ``scalar_map_count`` (``scalar_map_conut``), voxel sizes that are not whole
     numbers, data types that MRtrix knows, ``dixel`` as a number; ``vector_file`` and
-    ``backtrack`` are new, and the default output is NIfTI.
+    ``backtrack`` are new, and the default output is NIfTI. With ``tck_weights`` the image is
+    Float32; without extra threads its sums are made in the order of the tracks. Weights of no
+    streamlines (an empty file) are no error here.
 
     Example
     -------
@@ -420,8 +585,16 @@ class TCKMap(_MRtrixCommand, ComputeTDI):
     """
 
     _cmd = "tckmap"
+    _weights = "tck_weights"
     input_spec = _TCKMapInputSpec
     output_spec = _TCKMapOutputSpec
+
+    def _parse_inputs(self, skip=None):
+        arguments = super()._parse_inputs(skip)
+        if self._is_weighting_nothing() and not isdefined(self.inputs.data_type):
+            # What tckmap chooses when there are weights.
+            arguments.insert(0, "-datatype float32")
+        return arguments
 
 
 _ASSIGNMENTS = (
@@ -451,21 +624,24 @@ class _TCK2ConnectomeInputSpec(_MRtrixInputSpec):
         xor=_ASSIGNMENTS,
         desc="assign each end of a streamline to the label of its voxel",
     )
-    search_radius = traits.Float(
+    search_radius = traits.Range(
+        low=0.0,
         argstr="-assignment_radial_search %s",
         xor=_ASSIGNMENTS,
         units="mm",
         desc="assign each end to the nearest node within this radius in mm (MRtrix's default "
         "mechanism, with 4 mm)",
     )
-    search_reverse = traits.Float(
+    search_reverse = traits.Range(
+        low=0.0,
         argstr="-assignment_reverse_search %s",
         xor=_ASSIGNMENTS,
         units="mm",
         desc="go from each end inwards, at most this far in mm (0: to the midpoint), and take the "
         "last node met",
     )
-    search_forward = traits.Float(
+    search_forward = traits.Range(
+        low=0.0,
         argstr="-assignment_forward_search %s",
         xor=_ASSIGNMENTS,
         units="mm",
@@ -540,8 +716,9 @@ class TCK2Connectome(_MRtrixCommand, BuildConnectome):
     (``vox_lookup``, now ``assignment_end_voxels``; ``metric`` and ``in_scalar``, now ``scale_*``
     and ``stat_edge``) and with those that it lacks.
 
-    The command crashes on a streamline without points, and reads at most as many streamlines as
-    the header's ``count`` says.
+    On a streamline without points the command crashes, or answers with the nodes of a streamline
+    that it read before (:class:`~lacuna_nipype.interfaces.assignment.AssignStreamlines` does
+    neither). It reads at most as many streamlines as the header's ``count`` says.
 
     Example
     -------
@@ -551,6 +728,7 @@ class TCK2Connectome(_MRtrixCommand, BuildConnectome):
     """
 
     _cmd = "tck2connectome"
+    _weights = "in_weights"
     input_spec = _TCK2ConnectomeInputSpec
     output_spec = _TCK2ConnectomeOutputSpec
 

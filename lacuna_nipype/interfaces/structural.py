@@ -8,6 +8,7 @@ import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
+    InputMultiObject,
     SimpleInterface,
     TraitedSpec,
     isdefined,
@@ -46,7 +47,7 @@ class _DisconnectionMapInputSpec(BaseInterfaceInputSpec):
     lesion_tdi = File(exists=True, mandatory=True, desc="density of the streamlines hit")
     full_tdi = File(exists=True, mandatory=True, desc="density of the whole tractogram")
     lesion_tractogram = File(exists=True, desc="streamlines hit, .tck: counted for the summary")
-    full_tractogram = File(exists=True, desc="whole tractogram, .tck: counted for the summary")
+    n_streamlines = traits.Int(desc="streamlines of the whole tractogram, for the summary")
 
 
 class _DisconnectionMapOutputSpec(TraitedSpec):
@@ -67,22 +68,71 @@ class DisconnectionMap(SimpleInterface):
 
     def _run_interface(self, runtime):
         from lacuna_nipype.connectomes.tractogram import read_tck_header
-        from lacuna_nipype.core.disconnection import disconnection_percent, summarise_disconnection
-        from lacuna_nipype.core.files import write_json
-        from lacuna_nipype.core.images import load_map, save_image
+        from lacuna_nipype.core.images import load_map
 
-        inputs, folder = self.inputs, Path(runtime.cwd)
+        inputs = self.inputs
         hit, grid = load_map(inputs.lesion_tdi)
         full, _ = load_map(inputs.full_tdi)
-        percent = disconnection_percent(hit, full)
-        counts = [
-            read_tck_header(Path(path)).count if isdefined(path) else None
-            for path in (inputs.full_tractogram, inputs.lesion_tractogram)
-        ]
-        summary = summarise_disconnection(percent, grid.voxel_volume_ml, *counts)
-        for key, data, dtype in (("out_file", percent, "f4"), ("valid_mask", full > 0, "u1")):
-            self._results[key] = str(
-                save_image(folder / f"{key}.nii.gz", data, grid.affine, dtype)
-            )
-        self._results["summary"] = str(write_json(folder / "summary.json", summary))
+        n_hit = None
+        if isdefined(inputs.lesion_tractogram):
+            n_hit = read_tck_header(Path(inputs.lesion_tractogram)).count
+        counts = (inputs.n_streamlines if isdefined(inputs.n_streamlines) else None, n_hit)
+        self._results.update(write_disconnection(hit, full, grid, counts, Path(runtime.cwd)))
+        return runtime
+
+
+def write_disconnection(hit, full, grid, counts, folder):
+    """Write a disconnection map, its valid mask and its summary.
+
+    Parameters
+    ----------
+    hit, full : array
+        Track densities of the streamlines hit and of all.
+    grid : Grid
+    counts : (int or None, int or None)
+        Streamlines of the tractogram, and streamlines hit.
+    folder : Path
+
+    Returns
+    -------
+    dict
+        Paths of ``out_file``, ``valid_mask`` and ``summary``.
+    """
+    from lacuna_nipype.core.disconnection import disconnection_percent, summarise_disconnection
+    from lacuna_nipype.core.files import write_json
+    from lacuna_nipype.core.images import save_image
+
+    percent = disconnection_percent(hit, full)
+    paths = {
+        key: str(save_image(folder / f"{key}.nii.gz", data, grid.affine, dtype))
+        for key, data, dtype in (("out_file", percent, "f4"), ("valid_mask", full > 0, "u1"))
+    }
+    summary = summarise_disconnection(percent, grid.voxel_volume_ml, *counts)
+    return {**paths, "summary": str(write_json(folder / "summary.json", summary))}
+
+
+class _CombineSummariesInputSpec(BaseInterfaceInputSpec):
+    in_files = InputMultiObject(File(exists=True), mandatory=True, desc="JSON objects")
+
+
+class _CombineSummariesOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="one JSON object with the keys of all")
+
+
+class CombineSummaries(SimpleInterface):
+    """Put the numbers of several steps of one analysis into one JSON file."""
+
+    input_spec = _CombineSummariesInputSpec
+    output_spec = _CombineSummariesOutputSpec
+
+    def _run_interface(self, runtime):
+        import json
+
+        from lacuna_nipype.core.files import write_json
+
+        combined = {}
+        for path in self.inputs.in_files:
+            combined.update(json.loads(Path(path).read_text(encoding="utf-8")))
+        out_file = write_json(Path(runtime.cwd) / "summary.json", combined)
+        self._results["out_file"] = str(out_file)
         return runtime

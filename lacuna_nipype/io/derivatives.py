@@ -25,7 +25,7 @@ IGNORED = (
     "*_parcelstats.*",
     "*_stats.json",
     "*_desc-provenance.json",
-    "*.tck",
+    "*_tractography.*",
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAPS: dict[tuple[str, str], dict[str, Any]] = {
@@ -50,6 +50,11 @@ MAPS: dict[tuple[str, str], dict[str, Any]] = {
         "the lesion; 0 where there is no streamline.",
         "Units": "%",
     },
+    ("snm", "tdi"): {
+        "Description": "Streamlines of the lesion that pass the voxel, or the sum of their "
+        "weights.",
+        "Units": "1",
+    },
 }
 
 # Functional maps that are summarised over regions, and what is done to the average: r is averaged
@@ -64,6 +69,39 @@ TABLES: dict[tuple[str, str], str] = {
     ("afnm", "score"): "Connectivity of every region with those that the lesion touches: the "
     "lesion's weights over regions times the mean Fisher z between regions.",
     ("snm", "mapdisconnectionpct"): "Mean of the disconnection map over every region.",
+    ("snm", "disconnectionpct"): "Share of every region's streamlines to other regions that pass "
+    "the lesion: row sums of the matrices of streamlines between regions.",
+    ("snm", "streamlinespct"): "Share of every bundle's streamlines that pass the lesion.",
+}
+
+# The order in which the matrices of an atlas are made and stored.
+MATRICES: dict[tuple[str, str], dict[str, Any]] = {
+    ("snm", "streamlinesfull"): {
+        "Description": "Streamlines of the whole tractogram between the regions of an atlas.",
+        "RelationshipMeasure": "Number of streamlines",
+        "Units": "1",
+    },
+    ("snm", "streamlineslesion"): {
+        "Description": "Streamlines between the regions of an atlas that pass the lesion.",
+        "RelationshipMeasure": "Number of streamlines",
+        "Units": "1",
+    },
+    ("snm", "streamlinesintact"): {
+        "Description": "Streamlines between the regions of an atlas that do not pass the lesion.",
+        "RelationshipMeasure": "Number of streamlines",
+        "Units": "1",
+    },
+    ("snm", "disconnectionpct"): {
+        "Description": "Share of the streamlines between the regions of an atlas that pass the "
+        "lesion; 0 where there is no streamline.",
+        "RelationshipMeasure": "Share of streamlines that pass the lesion",
+        "Units": "%",
+    },
+}
+WEIGHTED_MEASURES = {
+    "Number of streamlines": "Sum of streamline weights",
+    "Share of streamlines that pass the lesion": "Share of the sum of streamline weights that "
+    "passes the lesion",
 }
 
 
@@ -95,3 +133,44 @@ def describe_map(analysis: str, quantity: str, entities: Mapping[str, str]) -> d
 def describe_table(analysis: str, quantity: str) -> dict[str, Any]:
     """Sidecar content of a parcel table, apart from its columns."""
     return {"Description": TABLES[analysis, quantity]}
+
+
+def matrix_quantities(analysis: str) -> tuple[str, ...]:
+    """Values of the ``stat`` entity of an analysis's matrices, in the order of the files."""
+    return tuple(quantity for name, quantity in MATRICES if name == analysis)
+
+
+def describe_matrix(
+    analysis: str, quantity: str, *, weighted: bool = False, node_files: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Sidecar content of a matrix between regions.
+
+    Parameters
+    ----------
+    analysis, quantity : str
+        Values of the ``desc`` and ``stat`` entities.
+    weighted : bool
+        Streamlines were counted by their weights.
+    node_files : sequence of str
+        BIDS URIs of the tables that describe the nodes.
+
+    Returns
+    -------
+    dict
+    """
+    described = dict(MATRICES[analysis, quantity])
+    if weighted:
+        described["RelationshipMeasure"] = WEIGHTED_MEASURES[described["RelationshipMeasure"]]
+        described["Description"] += " Each streamline counts by its weight."
+        if described["Units"] == "1":
+            described["Units"] = "arbitrary"
+    # Weighted: the cells are amounts, not yes or no.
+    described |= {
+        "Directed": False,
+        "Weighted": True,
+        "ValidDiagonal": False,
+        "NonNegative": True,
+    }
+    if node_files:
+        described["NodeFiles"] = list(node_files)
+    return described

@@ -15,7 +15,7 @@ _MODULES = {
     "init_output_wf": "outputs",
     "init_parcellate_wf": "parcellate",
     "init_snm_wf": "snm",
-    "init_tdi_wf": "snm",
+    "init_tractogram_wf": "snm",
 }
 
 __all__ = sorted(_MODULES)

@@ -12,10 +12,11 @@ from nipype.pipeline import engine as pe
 
 from lacuna_nipype import __version__
 from lacuna_nipype.interfaces.parcels import PrepareParcels
+from lacuna_nipype.io.structural_outputs import StructuralOutputs
 from lacuna_nipype.workflows.fnm import init_fnm_wf
 from lacuna_nipype.workflows.lesion import init_lesion_wf
 from lacuna_nipype.workflows.mask import init_mask_wf
-from lacuna_nipype.workflows.snm import init_tdi_wf
+from lacuna_nipype.workflows.snm import OUTPUTS, init_tractogram_wf
 
 
 def workflow_name() -> str:
@@ -44,10 +45,10 @@ def init_lacuna_wf(
     matrix_file: str | Path | None = None,
     matrix_atlas: int = 0,
     afnm_weighting: str = "fractional",
-    tractogram: str | Path | None = None,
-    tractogram_space: str | None = None,
+    tractogram: Mapping[str, Any] | None = None,
     snm_resolution: float = 2.0,
-    upsample: int | None = None,
+    snm_options: Mapping[str, Any] | None = None,
+    snm_outputs: StructuralOutputs | None = None,
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
     memory_gb: float = 2.0,
     omp_nthreads: int = 1,
@@ -107,12 +108,17 @@ def init_lacuna_wf(
         Place of that atlas among the atlases.
     afnm_weighting : str
         See :func:`lacuna_nipype.workflows.init_afnm_wf`.
-    tractogram, tractogram_space : optional
-        ``.tck`` file and its standard space.
+    tractogram : mapping, optional
+        ``tractogram`` (file), ``space``, and optionally ``fingerprint``, ``convert``,
+        ``index_file`` and ``streamline_groups`` of
+        :func:`lacuna_nipype.workflows.init_tractogram_wf`.
     snm_resolution : float
         Voxel size of the disconnection maps in mm.
-    upsample : int, optional
-        See :func:`lacuna_nipype.workflows.init_tdi_wf`.
+    snm_options : mapping, optional
+        ``engine``, ``upsample``, ``hit_test`` and ``streamline_weights`` of
+        :func:`lacuna_nipype.workflows.init_snm_wf`.
+    snm_outputs : StructuralOutputs, optional
+        What to store of structural disconnection beside the map.
     metadata : mapping of str to mapping, optional
         Sidecar content of each analysis.
     memory_gb, omp_nthreads
@@ -126,7 +132,7 @@ def init_lacuna_wf(
     """
     workflow = pe.Workflow(name=name or workflow_name(), base_dir=str(base_dir))
     accounts = _accounts(fnm_options or {})
-    fnm_wf = tdi_wf = None
+    fnm_wf = tractogram_wf = None
     if "fnm" in analyses:
         fnm_wf = init_fnm_wf(
             connectome_files=functional_files,
@@ -135,14 +141,11 @@ def init_lacuna_wf(
             **(fnm_options or {}),
         )
     if "snm" in analyses:
-        tdi_wf = init_tdi_wf(
-            tractogram=tractogram,
-            space=tractogram_space,
-            resolution=snm_resolution,
-            upsample=upsample,
+        tractogram_wf = _tractogram_wf(
+            tractogram or {}, snm_resolution, snm_options or {}, snm_outputs, omp_nthreads
         )
     parcels = {
-        analysis: _parcels_nodes(workflow, analysis, atlases, fnm_wf, tdi_wf)
+        analysis: _parcels_nodes(workflow, analysis, atlases, fnm_wf, tractogram_wf)
         for analysis in analyses
         if atlases
     }
@@ -165,9 +168,9 @@ def init_lacuna_wf(
                 matrix_file=matrix_file,
                 matrix_atlas=matrix_atlas,
                 afnm_weighting=afnm_weighting,
-                tractogram=tractogram,
                 snm_resolution=f"{snm_resolution:g}",
-                upsample=upsample,
+                snm_options=snm_options,
+                snm_outputs=snm_outputs,
                 metadata={
                     key: {**own, **(metadata or {}).get(key, {})} for key in ("mask", *analyses)
                 },
@@ -190,20 +193,11 @@ def init_lacuna_wf(
             workflow.connect(node, "out", lesion_wfs[-1], f"inputnode.{analysis}_parcels")
     if fnm_wf is not None:
         _connect_pass(workflow, fnm_wf, mask_wfs, lesion_wfs, fnm_maps, accounts)
-    if tdi_wf is not None:
+    if tractogram_wf is not None:
+        shared = [(f"outputnode.{field}", f"inputnode.snm_{field}") for field in OUTPUTS]
         for lesion_wf in lesion_wfs:
-            workflow.connect(
-                [
-                    (
-                        tdi_wf,
-                        lesion_wf,
-                        [
-                            ("outputnode.template", "inputnode.snm_template"),
-                            ("outputnode.full_tdi", "inputnode.snm_full_tdi"),
-                        ],
-                    )
-                ]
-            )
+            # A list of its own: nipype keeps it and adds to it.
+            workflow.connect([(tractogram_wf, lesion_wf, list(shared))])
     if not {"rd", "fnm", "snm", "afnm"} & set(analyses):
         raise ValueError(f"No known analysis among {list(analyses)}.")
     return workflow
@@ -218,7 +212,19 @@ def _accounts(fnm_options) -> list[str]:
     ]
 
 
-def _parcels_nodes(workflow, analysis, atlases, fnm_wf, tdi_wf) -> pe.Node:
+def _tractogram_wf(tractogram, resolution, options, outputs, omp_nthreads) -> pe.Workflow:
+    """Make what all lesions share of the tractogram."""
+    shared = ("engine", "upsample", "streamline_weights")
+    return init_tractogram_wf(
+        **tractogram,
+        **{key: options[key] for key in shared if key in options},
+        resolution=resolution,
+        node_atlases=outputs.matrix_atlases if outputs else (),
+        omp_nthreads=omp_nthreads,
+    )
+
+
+def _parcels_nodes(workflow, analysis, atlases, fnm_wf, tractogram_wf) -> pe.Node:
     """Prepare every atlas on the grid of one analysis and list the results."""
     merged = pe.Node(
         niu.Merge(len(atlases)),
@@ -235,7 +241,7 @@ def _parcels_nodes(workflow, analysis, atlases, fnm_wf, tdi_wf) -> pe.Node:
         if analysis == "fnm":
             workflow.connect(fnm_wf, "outputnode.valid_mask", prepare, "reference")
         elif analysis == "snm":
-            workflow.connect(tdi_wf, "outputnode.template", prepare, "reference")
+            workflow.connect(tractogram_wf, "outputnode.template", prepare, "reference")
         workflow.connect(prepare, "out_file", merged, f"in{number}")
     return merged
 

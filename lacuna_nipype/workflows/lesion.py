@@ -11,11 +11,12 @@ from nipype.pipeline import engine as pe
 
 from lacuna_nipype.interfaces.bids import DerivativesDataSink
 from lacuna_nipype.io.quantities import FNM_TABLES, resolution_text
+from lacuna_nipype.io.structural_outputs import StructuralOutputs
 from lacuna_nipype.workflows.afnm import init_afnm_wf
 from lacuna_nipype.workflows.damage import init_damage_wf
 from lacuna_nipype.workflows.outputs import init_output_wf
 from lacuna_nipype.workflows.parcellate import init_parcellate_wf
-from lacuna_nipype.workflows.snm import init_snm_wf
+from lacuna_nipype.workflows.snm import OUTPUTS, SHARED, init_snm_wf
 
 INPUTS = (
     "mask_file",
@@ -35,9 +36,8 @@ INPUTS = (
     "fnm_resampling",
     "fnm_selection",
     "fnm_verification",
-    "snm_template",
-    "snm_full_tdi",
     "snm_parcels",
+    *(f"snm_{field}" for field in OUTPUTS),
 )
 
 
@@ -54,9 +54,9 @@ def init_lesion_wf(
     matrix_file: str | Path | None = None,
     matrix_atlas: int = 0,
     afnm_weighting: str = "fractional",
-    tractogram: str | Path | None = None,
     snm_resolution: str | None = None,
-    upsample: int | None = None,
+    snm_options: Mapping[str, Any] | None = None,
+    snm_outputs: StructuralOutputs | None = None,
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
     name: str = "lesion_wf",
 ) -> pe.Workflow:
@@ -101,10 +101,11 @@ def init_lesion_wf(
         Place of the matrix's atlas among the atlases.
     afnm_weighting : str
         See :func:`lacuna_nipype.workflows.init_afnm_wf`.
-    tractogram : path-like, optional
-        Whole tractogram, for ``snm``.
-    upsample : int, optional
-        See :func:`lacuna_nipype.workflows.init_snm_wf`.
+    snm_options : mapping, optional
+        ``engine``, ``upsample``, ``hit_test`` and ``streamline_weights`` of
+        :func:`lacuna_nipype.workflows.init_snm_wf`.
+    snm_outputs : StructuralOutputs, optional
+        What to store of structural disconnection beside the map.
     metadata : mapping of str to mapping, optional
         Sidecar content of ``mask`` and of each analysis.
     name : str
@@ -120,8 +121,12 @@ def init_lesion_wf(
         Functional maps of this lesion.
     fnm_valid_mask, fnm_summary, fnm_resampling, fnm_selection, fnm_verification
         Of this lesion, from the functional pass.
-    snm_template, snm_full_tdi
-        Of the whole tractogram.
+    snm_template, snm_tractogram, snm_index, snm_full_tdi
+        Of the whole tractogram, from :func:`lacuna_nipype.workflows.init_tractogram_wf`.
+    snm_assignments, snm_nodes_tables, snm_full_matrices
+        From there, per atlas.
+    snm_weights, snm_groups, snm_n_streamlines, snm_meta_file
+        From there.
     """
     workflow = pe.Workflow(name=name)
     metadata = metadata or {}
@@ -171,6 +176,8 @@ def init_lesion_wf(
         _list_files(workflow, inputnode, fnm_accounts, "fnm_accounts", output_wf, "meta_file")
         _connect_fnm(workflow, inputnode, output_wf, fnm_maps, averaged if atlases else ())
     if "snm" in analyses:
+        outputs = snm_outputs or StructuralOutputs()
+        further = outputs.files(_res(snm_resolution))
         output_wf = init_output_wf(
             **shared,
             analysis="snm",
@@ -178,11 +185,21 @@ def init_lesion_wf(
             map_entities=_res(snm_resolution),
             atlases=atlases,
             tables=["mapdisconnectionpct"],
+            further=further,
             metadata=metadata.get("snm"),
+            with_meta_file=True,
             name="snm_output_wf",
         )
-        snm_wf = init_snm_wf(tractogram=tractogram, upsample=upsample)
-        _connect_snm(workflow, inputnode, snm_wf, output_wf, with_atlases=bool(atlases))
+        snm_wf = init_snm_wf(
+            **(snm_options or {}),
+            atlas_names=[atlas["name"] for atlas in outputs.matrix_atlases],
+            with_matrices=outputs.matrices,
+            with_roi=outputs.roi,
+            with_groups=bool(outputs.bundles),
+            with_streamlines=outputs.intermediate,
+        )
+        stored = [field for field, _ in further]
+        _connect_snm(workflow, inputnode, snm_wf, output_wf, stored, with_atlases=bool(atlases))
     return workflow
 
 
@@ -305,24 +322,19 @@ def _connect_fnm(workflow, inputnode, output_wf, quantities, averaged) -> None:
         )
 
 
-def _connect_snm(workflow, inputnode, snm_wf, output_wf, *, with_atlases) -> None:
+def _connect_snm(workflow, inputnode, snm_wf, output_wf, stored, *, with_atlases) -> None:
+    shared = [(f"snm_{field}", f"inputnode.{field}") for field in SHARED]
     workflow.connect(
         [
-            (
-                inputnode,
-                snm_wf,
-                [
-                    ("mask_file", "inputnode.mask_file"),
-                    ("snm_template", "inputnode.template"),
-                    ("snm_full_tdi", "inputnode.full_tdi"),
-                ],
-            ),
+            (inputnode, output_wf, [("snm_meta_file", "inputnode.meta_file")]),
+            (inputnode, snm_wf, [("mask_file", "inputnode.mask_file"), *shared]),
             (
                 snm_wf,
                 output_wf,
                 [
                     ("outputnode.disconnection", "inputnode.maps"),
                     ("outputnode.summary", "inputnode.summary"),
+                    *((f"outputnode.{field}", f"inputnode.{field}") for field in stored),
                 ],
             ),
         ]

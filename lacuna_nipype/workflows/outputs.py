@@ -22,6 +22,7 @@ def init_output_wf(
     map_entities: Mapping[str, str] | None = None,
     atlases: Sequence[Mapping[str, Any]] = (),
     tables: Sequence[str] = (),
+    further: Sequence[tuple[str, Sequence[tuple[Mapping[str, str], Mapping[str, Any]]]]] = (),
     metadata: Mapping[str, Any] | None = None,
     with_meta_file: bool = False,
     name: str = "output_wf",
@@ -58,6 +59,8 @@ def init_output_wf(
         ``description`` for the sidecars.
     tables : sequence of str
         Quantities of the tables of each atlas.
+    further : sequence of (field, files)
+        Further inputs; of each, entities and sidecar content of its files, in their order.
     metadata : mapping, optional
         Sidecar content that all files share.
     with_meta_file : bool
@@ -78,7 +81,10 @@ def init_output_wf(
     """
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(
-        niu.IdentityInterface(fields=["maps", "tables", "summary", "meta_file"]), name="inputnode"
+        niu.IdentityInterface(
+            fields=["maps", "tables", "summary", "meta_file", *(field for field, _ in further)]
+        ),
+        name="inputnode",
     )
     sink = pe.Node(
         DerivativesDataSink(
@@ -101,10 +107,14 @@ def init_output_wf(
             described.append(
                 {**describe_table(analysis, quantity), "Atlas": atlas.get("description", {})}
             )
+    for _, stored in further:
+        variants += [dict(own) for own, _ in stored]
+        described += [dict(content) for _, content in stored]
     variants.append({"suffix": "stats"})
     described.append({})
     sink.inputs.variants, sink.inputs.variant_metadata = variants, described
     sources = [field for field, used in (("maps", maps), ("tables", atlases)) if used]
+    sources += [field for field, _ in further]
     files = pe.Node(
         niu.Merge(len(sources) + 1), name="files", run_without_submitting=True, mem_gb=0.1
     )

@@ -1,87 +1,301 @@
-"""Structural disconnection with MRtrix3."""
+"""Structural disconnection: what is made once of a tractogram, and what of each lesion."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
+from lacuna_nipype.interfaces.assignment import AssignStreamlines
+from lacuna_nipype.interfaces.disconnectivity import (
+    BundleDisconnection,
+    DisconnectivityMatrix,
+    FullMatrix,
+    PrepareGroups,
+    PrepareNodes,
+    PrepareWeights,
+)
 from lacuna_nipype.interfaces.mrtrix import SelectStreamlines, TCKMap
-from lacuna_nipype.interfaces.structural import DisconnectionMap, TemplateGrid
+from lacuna_nipype.interfaces.streamlines import (
+    AssignIndexedStreamlines,
+    BuildStreamlineIndex,
+    CheckTractogram,
+    ConvertTractogram,
+    IndexedDensity,
+    IndexedDisconnection,
+)
+from lacuna_nipype.interfaces.structural import (
+    CombineSummaries,
+    DisconnectionMap,
+    TemplateGrid,
+)
+
+ENGINES = ("mrtrix", "index")
+# What is made once of a tractogram, for all lesions.
+SHARED = (
+    "template",
+    "tractogram",
+    "index",
+    "full_tdi",
+    "assignments",
+    "nodes_tables",
+    "full_matrices",
+    "weights",
+    "groups",
+    "n_streamlines",
+)
+OUTPUTS = (*SHARED, "meta_file")
 
 
-def _tractogram_buffer(tractogram: str | Path) -> pe.Node:
-    """Hold the tractogram's path, so that a graph can be built before the file is there."""
-    buffer = pe.Node(niu.IdentityInterface(fields=["tractogram"]), name="tractogram_buffer")
-    buffer.inputs.tractogram = str(tractogram)
-    return buffer
+def _check_engine(engine: str) -> None:
+    if engine not in ENGINES:
+        raise ValueError(f"Unknown engine {engine!r}; one of {', '.join(ENGINES)}.")
 
 
-def _tckmap_node(name: str, upsample: int | None, mem_gb: float) -> pe.Node:
-    tckmap = pe.Node(TCKMap(out_file="tdi.nii.gz"), name=name, mem_gb=mem_gb)
-    if upsample is not None:
-        tckmap.inputs.upsample = upsample
-    return tckmap
-
-
-def init_tdi_wf(
+def init_tractogram_wf(
     *,
     tractogram: str | Path,
     space: str,
     resolution: float = 2.0,
+    engine: str = "mrtrix",
     upsample: int | None = None,
-    name: str = "tdi_wf",
+    fingerprint: str | None = None,
+    convert: bool = False,
+    index_file: str | Path | None = None,
+    node_atlases: Sequence[Mapping[str, Any]] = (),
+    streamline_weights: str | Path | None = None,
+    streamline_groups: str | Path | None = None,
+    omp_nthreads: int = 1,
+    name: str = "tractogram_wf",
 ) -> pe.Workflow:
-    """Map the whole tractogram to a grid, once for all lesions.
+    """Make of a tractogram what all lesions share.
 
     Workflow Graph
         .. workflow::
             :graph2use: orig
             :simple_form: yes
 
-            from lacuna_nipype.workflows import init_tdi_wf
-            wf = init_tdi_wf(tractogram="whole_brain.tck", space="MNI152NLin2009cAsym")
+            from lacuna_nipype.workflows import init_tractogram_wf
+            wf = init_tractogram_wf(
+                tractogram="whole_brain.tck", space="MNI152NLin2009cAsym", engine="index"
+            )
 
     Parameters
     ----------
     tractogram : path-like
-        MRtrix ``.tck`` file.
+        MRtrix ``.tck`` file; with ``convert`` a file of another format.
     space : str
         Standard space of the tractogram.
     resolution : float
-        Voxel size of the map in mm.
+        Voxel size of the maps in mm.
+    engine : {"mrtrix", "index"}
+        MRtrix commands, or an index of the streamlines; both give the same numbers.
     upsample : int, optional
-        Passed to ``tckmap``; needed when the file's header has no ``step_size``, without which
-        tckmap would not upsample.
+        Upsampling ratio of tckmap; needed when the file's header has no ``step_size``, without
+        which tckmap would not upsample.
+    fingerprint : str, optional
+        Of the tractogram's content: when it changes, everything is made again.
+    convert : bool
+        Write the tractogram as ``.tck`` first.
+    index_file : path-like, optional
+        Index of the tractogram that was made before, for the engine ``index``.
+    node_atlases : sequence of mappings
+        ``image`` and ``labels`` of the labelled atlases to make matrices of.
+    streamline_weights, streamline_groups : path-like, optional
+        Text with one weight per streamline; table of streamlines and their bundles.
+    omp_nthreads : int
+        Threads of the steps that have a use for them.
     name : str
         Name of the workflow.
 
     Outputs
     -------
     template
-        Empty image on the map's grid.
+        Empty image on the maps' grid.
+    tractogram
+        The ``.tck`` file.
+    index
+        Streamline index (engine ``index``).
     full_tdi
-        Number of streamlines that pass each voxel.
+        Streamlines that pass each voxel, or the sum of their weights.
+    assignments, nodes_tables, full_matrices
+        Per atlas: nodes of every streamline, names of the nodes, and matrix of the whole.
+    weights, groups
+        Checked, in a form that loads fast.
+    n_streamlines, meta_file
+        Number of streamlines, and JSON with what the check of the tractogram found.
     """
+    _check_engine(engine)
     workflow = pe.Workflow(name=name)
-    outputnode = pe.Node(niu.IdentityInterface(fields=["template", "full_tdi"]), name="outputnode")
+    outputnode = pe.Node(niu.IdentityInterface(fields=list(OUTPUTS)), name="outputnode")
     grid = pe.Node(TemplateGrid(space=space, resolution=resolution), name="grid", mem_gb=0.3)
-    tckmap = _tckmap_node("tckmap", upsample, mem_gb=0.5)
-    buffer = _tractogram_buffer(tractogram)
+    check = pe.Node(CheckTractogram(), name="check", mem_gb=0.5)
+    if convert:
+        source = pe.Node(
+            ConvertTractogram(in_file=str(tractogram), space=space), name="convert", mem_gb=0.5
+        )
+        workflow.connect(source, "out_file", check, "in_file")
+    else:
+        # Holds the path, so that a graph can be built before the file is there.
+        source = pe.Node(niu.IdentityInterface(fields=["tractogram"]), name="tractogram_buffer")
+        source.inputs.tractogram = str(tractogram)
+        workflow.connect(source, "tractogram", check, "in_file")
     workflow.connect(
         [
-            (buffer, tckmap, [("tractogram", "in_file")]),
-            (grid, tckmap, [("out_file", "reference")]),
             (grid, outputnode, [("out_file", "template")]),
-            (tckmap, outputnode, [("out_file", "full_tdi")]),
+            (
+                check,
+                outputnode,
+                [
+                    ("out_file", "tractogram"),
+                    ("n_streamlines", "n_streamlines"),
+                    ("meta_file", "meta_file"),
+                ],
+            ),
         ]
     )
+    if engine == "mrtrix":
+        density = _tckmap_node("tckmap", upsample)
+        workflow.connect(
+            [
+                (check, density, [("out_file", "in_file")]),
+                (grid, density, [("out_file", "reference")]),
+            ]
+        )
+        if streamline_weights:
+            density.inputs.tck_weights = str(streamline_weights)
+    else:
+        density = _index_nodes(
+            workflow, check, grid, outputnode, space, upsample, fingerprint, index_file,
+            omp_nthreads,
+        )  # fmt: skip
+        if streamline_weights:
+            density.inputs.streamline_weights = str(streamline_weights)
+    workflow.connect(density, "out_file", outputnode, "full_tdi")
+    for field, path, interface in (
+        ("weights", streamline_weights, PrepareWeights),
+        ("groups", streamline_groups, PrepareGroups),
+    ):
+        if path:
+            node = pe.Node(interface(in_file=str(path)), name=f"prepare_{field}", mem_gb=1.0)
+            workflow.connect(
+                [
+                    (check, node, [("n_streamlines", "n_streamlines")]),
+                    (node, outputnode, [("out_file", field)]),
+                ]
+            )
+    if node_atlases:
+        _node_atlases(workflow, check, outputnode, node_atlases, engine, omp_nthreads)
     return workflow
 
 
+def _tckmap_node(name: str, upsample: int | None) -> pe.Node:
+    tckmap = pe.Node(TCKMap(out_file="tdi.nii.gz"), name=name, mem_gb=0.5)
+    if upsample is not None:
+        tckmap.inputs.upsample = upsample
+    return tckmap
+
+
+def _index_nodes(
+    workflow, check, grid, outputnode, space, upsample, fingerprint, index_file, omp_nthreads
+) -> pe.Node:
+    """Index the tractogram, or take the index that is there; give the node of the density."""
+    index = pe.Node(niu.IdentityInterface(fields=["out_file"]), name="index_buffer")
+    if index_file is not None:
+        index.inputs.out_file = str(index_file)
+    else:
+        build = pe.Node(
+            BuildStreamlineIndex(space=space, num_threads=omp_nthreads),
+            name="build_index",
+            mem_gb=0.5 + 0.3 * omp_nthreads,
+            n_procs=omp_nthreads,
+        )
+        if upsample is not None:
+            build.inputs.upsample = upsample
+        if fingerprint:
+            build.inputs.fingerprint = fingerprint
+        workflow.connect(
+            [
+                (check, build, [("out_file", "tractogram")]),
+                (grid, build, [("out_file", "reference")]),
+                (build, index, [("out_file", "out_file")]),
+            ]
+        )
+    density = pe.Node(IndexedDensity(), name="density", mem_gb=0.5)
+    workflow.connect(
+        [
+            (check, density, [("out_file", "tractogram")]),
+            (index, density, [("out_file", "index")]),
+            (index, outputnode, [("out_file", "index")]),
+        ]
+    )
+    return density
+
+
+def _node_atlases(workflow, check, outputnode, atlases, engine, omp_nthreads) -> None:
+    """Assign all streamlines to the nodes of each atlas, once."""
+    lists = {
+        field: pe.Node(
+            niu.Merge(len(atlases)), name=field, run_without_submitting=True, mem_gb=0.1
+        )
+        for field in ("assignments", "nodes_tables", "full_matrices")
+    }
+    for number, atlas in enumerate(atlases, start=1):
+        nodes = pe.Node(
+            PrepareNodes(in_file=str(atlas["image"]), labels_file=str(atlas["labels"])),
+            name=f"nodes_{number}",
+            mem_gb=0.5,
+        )
+        full = pe.Node(FullMatrix(), name=f"full_matrix_{number}", mem_gb=0.5)
+        if engine == "mrtrix":
+            assign = pe.Node(AssignStreamlines(), name=f"assign_{number}", mem_gb=0.5)
+            workflow.connect(check, "out_file", assign, "in_file")
+        else:
+            assign = pe.Node(
+                AssignIndexedStreamlines(num_threads=omp_nthreads),
+                name=f"assign_{number}",
+                mem_gb=0.5,
+                n_procs=omp_nthreads,
+            )
+            index = workflow.get_node("index_buffer")
+            workflow.connect(
+                [
+                    (check, assign, [("out_file", "tractogram")]),
+                    (index, assign, [("out_file", "index")]),
+                ]
+            )
+        workflow.connect(
+            [
+                (nodes, assign, [("out_file", "nodes")]),
+                (nodes, full, [("table", "nodes_table")]),
+                (assign, full, [("out_file", "assignments")]),
+                (assign, lists["assignments"], [("out_file", f"in{number}")]),
+                (nodes, lists["nodes_tables"], [("table", f"in{number}")]),
+                (full, lists["full_matrices"], [("out_file", f"in{number}")]),
+            ]
+        )
+        weights = workflow.get_node("prepare_weights")
+        if weights is not None:
+            workflow.connect(weights, "out_file", full, "streamline_weights")
+    for field, node in lists.items():
+        workflow.connect(node, "out", outputnode, field)
+
+
 def init_snm_wf(
-    *, tractogram: str | Path, upsample: int | None = None, name: str = "snm_wf"
+    *,
+    engine: str = "mrtrix",
+    upsample: int | None = None,
+    hit_test: str = "vertices",
+    atlas_names: Sequence[str] = (),
+    with_matrices: bool = True,
+    with_roi: bool = True,
+    streamline_weights: str | Path | None = None,
+    with_groups: bool = False,
+    with_streamlines: bool = False,
+    name: str = "snm_wf",
 ) -> pe.Workflow:
     """Map the disconnection that one lesion causes.
 
@@ -94,14 +308,27 @@ def init_snm_wf(
             :simple_form: yes
 
             from lacuna_nipype.workflows import init_snm_wf
-            wf = init_snm_wf(tractogram="whole_brain.tck")
+            wf = init_snm_wf(atlas_names=["Schaefer100"])
 
     Parameters
     ----------
-    tractogram : path-like
-        MRtrix ``.tck`` file.
+    engine : {"mrtrix", "index"}
+        As for the tractogram.
     upsample : int, optional
         The value used for the whole tractogram.
+    hit_test : {"vertices", "segments"}
+        A stored point inside the lesion, as tckedit has it; or, with the engine ``index``, any
+        part of the path between points.
+    atlas_names : sequence of str
+        Names of the atlases to make matrices of, as given to :func:`init_tractogram_wf`.
+    with_matrices, with_roi : bool
+        Whether to write the matrices, and the table of each parcel's disconnection.
+    streamline_weights : path-like, optional
+        The text file that was given to :func:`init_tractogram_wf`.
+    with_groups : bool
+        Whether bundles were given.
+    with_streamlines : bool
+        Keep the streamlines of the lesion as a file.
     name : str
         Name of the workflow.
 
@@ -109,8 +336,12 @@ def init_snm_wf(
     ------
     mask_file
         Validated lesion mask in the tractogram's space, on its own grid; it may be empty.
-    template, full_tdi
-        From :func:`init_tdi_wf` of the same tractogram.
+    template, tractogram, index, full_tdi
+        From :func:`init_tractogram_wf` with the same engine.
+    assignments, nodes_tables, full_matrices
+        From there too, when there are atlases.
+    weights, groups, n_streamlines
+        From there too, when they are used.
 
     Outputs
     -------
@@ -120,38 +351,167 @@ def init_snm_wf(
         Voxels with any streamline.
     summary
         JSON.
+    matrices, roi_tables
+        Lists of TSV, atlas by atlas; four matrices each.
+    bundle_table
+        TSV.
+    lesion_tdi, lesion_tractogram
+        Streamlines of the lesion: density, and file.
     """
+    _check_engine(engine)
+    if engine == "mrtrix" and hit_test != "vertices":
+        raise ValueError(f"The engine mrtrix tests vertices only, not {hit_test}.")
     workflow = pe.Workflow(name=name)
-    inputnode = pe.Node(
-        niu.IdentityInterface(fields=["mask_file", "template", "full_tdi"]), name="inputnode"
-    )
+    inputnode = pe.Node(niu.IdentityInterface(fields=["mask_file", *SHARED]), name="inputnode")
     outputnode = pe.Node(
-        niu.IdentityInterface(fields=["disconnection", "valid_mask", "summary"]),
+        niu.IdentityInterface(
+            fields=[
+                "disconnection", "valid_mask", "summary", "matrices", "roi_tables",
+                "bundle_table", "lesion_tdi", "lesion_tractogram",
+            ]
+        ),
         name="outputnode",
-    )
-    buffer = _tractogram_buffer(tractogram)
-    select = pe.Node(SelectStreamlines(out_file="hit.tck"), name="select", mem_gb=0.3)
-    tckmap = _tckmap_node("tckmap", upsample, mem_gb=0.5)
-    disconnection = pe.Node(DisconnectionMap(), name="disconnection", mem_gb=0.5)
+    )  # fmt: skip
+    summaries = 1 + bool(atlas_names) + with_groups
+    if engine == "mrtrix":
+        with_positions = summaries > 1
+        hits, disconnection = _mrtrix_nodes(
+            workflow, inputnode, outputnode, upsample, with_positions, streamline_weights
+        )
+    else:
+        disconnection = _indexed_node(
+            workflow, inputnode, outputnode, hit_test, streamline_weights, with_streamlines
+        )
+        hits = (disconnection, "hits")
     workflow.connect(
         [
-            (buffer, select, [("tractogram", "in_files")]),
-            (buffer, disconnection, [("tractogram", "full_tractogram")]),
-            (inputnode, select, [("mask_file", "include")]),
-            (inputnode, tckmap, [("template", "reference")]),
-            (inputnode, disconnection, [("full_tdi", "full_tdi")]),
-            (select, tckmap, [("out_file", "in_file")]),
-            (select, disconnection, [("out_file", "lesion_tractogram")]),
-            (tckmap, disconnection, [("out_file", "lesion_tdi")]),
             (
                 disconnection,
                 outputnode,
-                [
-                    ("out_file", "disconnection"),
-                    ("valid_mask", "valid_mask"),
-                    ("summary", "summary"),
-                ],
-            ),
+                [("out_file", "disconnection"), ("valid_mask", "valid_mask")],
+            )
         ]
     )
+    if summaries == 1:
+        workflow.connect(disconnection, "summary", outputnode, "summary")
+        return workflow
+    listed = pe.Node(
+        niu.Merge(summaries), name="summaries", run_without_submitting=True, mem_gb=0.1
+    )
+    combine = pe.Node(CombineSummaries(), name="combine", mem_gb=0.2)
+    workflow.connect(
+        [
+            (disconnection, listed, [("summary", "in1")]),
+            (listed, combine, [("out", "in_files")]),
+            (combine, outputnode, [("out_file", "summary")]),
+        ]
+    )
+    further = []
+    if atlas_names:
+        further.append(
+            _matrices_node(
+                workflow, inputnode, outputnode, hits, atlas_names, with_matrices, with_roi,
+                weighted=bool(streamline_weights),
+            )
+        )  # fmt: skip
+    if with_groups:
+        further.append(
+            _bundles_node(workflow, inputnode, outputnode, hits, weighted=bool(streamline_weights))
+        )
+    for number, node in enumerate(further, start=2):
+        workflow.connect(node, "summary", listed, f"in{number}")
     return workflow
+
+
+def _mrtrix_nodes(
+    workflow, inputnode, outputnode, upsample, with_positions, streamline_weights
+) -> tuple[tuple[pe.Node, str], pe.Node]:
+    """Select, map and divide with MRtrix; give where the positions come from, and the map."""
+    select = pe.Node(
+        SelectStreamlines(out_file="hit.tck", with_positions=with_positions),
+        name="select",
+        mem_gb=0.3,
+    )
+    tckmap = _tckmap_node("tckmap", upsample)
+    disconnection = pe.Node(DisconnectionMap(), name="disconnection", mem_gb=0.5)
+    workflow.connect(
+        [
+            (inputnode, select, [("tractogram", "in_files"), ("mask_file", "include")]),
+            (inputnode, tckmap, [("template", "reference")]),
+            (
+                inputnode,
+                disconnection,
+                [("n_streamlines", "n_streamlines"), ("full_tdi", "full_tdi")],
+            ),
+            (select, tckmap, [("out_file", "in_file")]),
+            (select, disconnection, [("out_file", "lesion_tractogram")]),
+            (tckmap, disconnection, [("out_file", "lesion_tdi")]),
+            (select, outputnode, [("out_file", "lesion_tractogram")]),
+            (tckmap, outputnode, [("out_file", "lesion_tdi")]),
+        ]
+    )
+    if streamline_weights:
+        select.inputs.tck_weights_in = str(streamline_weights)
+        select.inputs.tck_weights_out = "hit_weights.txt"
+        workflow.connect(select, "tck_weights_out", tckmap, "tck_weights")
+    return (select, "positions"), disconnection
+
+
+def _indexed_node(
+    workflow, inputnode, outputnode, hit_test, streamline_weights, with_streamlines
+) -> pe.Node:
+    """Select, map and divide with the index, in one node."""
+    node = pe.Node(
+        IndexedDisconnection(hit_test=hit_test, with_streamlines=with_streamlines),
+        name="disconnection",
+        mem_gb=0.5,
+    )
+    fields = ["mask_file", "index", "tractogram", "full_tdi"]
+    workflow.connect(
+        [
+            (inputnode, node, [(field, field) for field in fields]),
+            (node, outputnode, [("lesion_tdi", "lesion_tdi")]),
+        ]
+    )
+    if streamline_weights:
+        workflow.connect(inputnode, "weights", node, "streamline_weights")
+    if with_streamlines:
+        workflow.connect(node, "lesion_tractogram", outputnode, "lesion_tractogram")
+    return node
+
+
+def _matrices_node(
+    workflow, inputnode, outputnode, hits, atlas_names, with_matrices, with_roi, *, weighted
+) -> pe.Node:
+    node = pe.Node(
+        DisconnectivityMatrix(
+            atlas_names=list(atlas_names), with_matrices=with_matrices, with_roi=with_roi
+        ),
+        name="matrices",
+        mem_gb=0.5,
+    )
+    fields = ["assignments", "nodes_tables", "full_matrices"]
+    workflow.connect(
+        [
+            (hits[0], node, [(hits[1], "hits")]),
+            (inputnode, node, [(field, field) for field in fields]),
+            (node, outputnode, [("matrices", "matrices"), ("tables", "roi_tables")]),
+        ]
+    )
+    if weighted:
+        workflow.connect(inputnode, "weights", node, "streamline_weights")
+    return node
+
+
+def _bundles_node(workflow, inputnode, outputnode, hits, *, weighted) -> pe.Node:
+    node = pe.Node(BundleDisconnection(), name="bundles", mem_gb=0.5)
+    workflow.connect(
+        [
+            (hits[0], node, [(hits[1], "hits")]),
+            (inputnode, node, [("groups", "groups_file"), ("n_streamlines", "n_streamlines")]),
+            (node, outputnode, [("out_file", "bundle_table")]),
+        ]
+    )
+    if weighted:
+        workflow.connect(inputnode, "weights", node, "streamline_weights")
+    return node

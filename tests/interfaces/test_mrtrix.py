@@ -124,19 +124,234 @@ def test_specification_rules(interface):
     assert interface.input_spec().traits()["nthreads"].nohash is True
 
 
-@pytest.mark.mrtrix
-@pytest.mark.skipif(shutil.which("tckmap") is None, reason="MRtrix3 is not on PATH")
-@pytest.mark.parametrize("interface", INTERFACES)
-def test_every_option_exists_and_none_is_lacking(interface):
-    done = subprocess.run([interface._cmd, "-help"], capture_output=True, text=True, check=True)
+# Options of the commands that no interface has, and why.
+LEFT_OUT = {
+    "info": "quiet is what a workflow wants; an error is printed in any case",
+    "debug": "as info",
+    "config": "a user's configuration file is read, and no result should depend on more",
+    "help": "not a way to run the command",
+    "version": "not a way to run the command",
+}
+
+
+def options_in_help(command):
+    """Options by name: whether each takes an argument, and whether it may be repeated."""
+    done = subprocess.run([command, "-help"], capture_output=True, text=True, check=True)
     plain = re.sub(r".\x08", "", done.stdout)
-    known = set(re.findall(r"^  -([a-z_]+)", plain, re.MULTILINE))
-    traits = interface.input_spec().traits(argstr=lambda text: text is not None).values()
-    ours = {t.argstr.split()[0][1:] for t in traits if t.argstr.startswith("-")}
-    assert ours <= known
-    standard = {"info", "debug", "config", "help", "version"}
-    if interface is not MRCalc:  # whose operators are options
-        assert known - ours - standard == set()
+    found = re.findall(
+        r"^  -([a-z_0-9]+)((?: [a-z_]+)*)(  \(multiple uses permitted\))?$", plain, re.MULTILINE
+    )
+    return {name: (bool(arguments), bool(repeated)) for name, arguments, repeated in found}, plain
+
+
+def options_of(interface):
+    """The same of an interface, with the names of the inputs."""
+    traits = interface.input_spec().traits(argstr=lambda text: text is not None)
+    return {
+        trait.argstr.split()[0][1:]: ("%" in trait.argstr, trait.argstr.endswith("..."))
+        for trait in traits.values()
+        if trait.argstr.startswith("-")
+    }
+
+
+@needs_mrtrix
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_options_are_those_in_the_help(interface):
+    known, _ = options_in_help(interface._cmd)
+    ours = options_of(interface)
+    assert set(ours) <= set(known)
+    left_out = set(known) - set(ours)
+    if interface is MRCalc:
+        operators = left_out - set(LEFT_OUT)
+        assert len(operators) > 40
+        for name in operators:  # they are words of the expression
+            assert expand_expression(f"{{0}} -{name}", ["a.nii"]) == ["a.nii", f"-{name}"]
+        left_out -= operators
+    assert left_out == set(LEFT_OUT)
+    for name in ours:
+        assert ours[name] == known[name], name
+
+
+@needs_mrtrix
+@pytest.mark.parametrize(
+    ("interface", "name"),
+    [
+        (TCKMap, "contrast"),
+        (TCKMap, "stat_vox"),
+        (TCKMap, "stat_tck"),
+        (TCK2Connectome, "stat_edge"),
+        (MRCalc, "datatype"),
+    ],
+)
+def test_choices_are_those_in_the_help(interface, name):
+    _, text = options_in_help(interface._cmd)
+    words = " ".join(re.search(rf"^  -{name} \w+$(.*?)^  -", text, re.M | re.S)[1].split())
+    listed = re.search(r"(?:[Oo]ptions are|choices are): ([a-z0-9_, ]+)", words)[1]
+    trait = interface.input_spec().traits()[name].trait_type
+    assert set(trait.values) == set(re.split(r",\s*", listed.strip()))
+
+
+# Every input of every interface: what is given, and what becomes of it. Each is run, too.
+IMAGE = {"in_map": "mask.nii.gz"}
+ARGUMENTS = {
+    TCKEdit: [
+        ({"include": ["mask.nii.gz", "-1,2,3,4.5"]}, "-include mask.nii.gz -include -1,2,3,4.5"),
+        (
+            {"include_ordered": ["0,0,0,8", "1,2,3,9"]},
+            "-include_ordered 0,0,0,8 -include_ordered 1,2,3,9",
+        ),
+        ({"exclude": "1,2,3,4"}, "-exclude 1,2,3,4"),
+        ({"mask": "mask.nii.gz"}, "-mask mask.nii.gz"),
+        ({"maxlength": 10}, "-maxlength 10.0"),
+        ({"minlength": 2.5}, "-minlength 2.5"),
+        ({"number": 10}, "-number 10"),
+        ({"number": 10, "skip": 5}, "-skip 5"),
+        ({"tck_weights_in": "w.txt", "maxweight": 0.5}, "-maxweight 0.5"),
+        ({"tck_weights_in": "w.txt", "minweight": 0.5}, "-minweight 0.5"),
+        ({"include": "0,0,0,3", "inverse": True}, "-inverse"),
+        ({"include": "0,0,0,3", "ends_only": True}, "-ends_only"),
+        ({"tck_weights_in": "w.txt"}, "-tck_weights_in w.txt"),
+        ({"tck_weights_out": "out.txt"}, "-tck_weights_out out.txt"),
+    ],
+    TCKMap: [
+        ({"reference": "mask.nii.gz"}, "-template mask.nii.gz"),
+        ({"vox_size": 2.5}, "-vox 2.5"),
+        ({"vox_size": [1.5, 2, 2.25]}, "-vox 1.5,2.0,2.25"),
+        ({"data_type": "float32"}, "-datatype float32"),
+        ({"use_dec": True}, "-dec"),
+        ({"dixel": 60}, "-dixel 60"),
+        ({"dixel": "directions.txt"}, "-dixel directions.txt"),
+        ({"max_tod": 4}, "-tod 4"),
+        ({"contrast": "length"}, "-contrast length"),
+        ({"contrast": "scalar_map", **IMAGE}, "-image mask.nii.gz"),
+        ({"contrast": "vector_file", "vector_file": "w.txt"}, "-vector_file w.txt"),
+        ({"stat_vox": "mean"}, "-stat_vox mean"),
+        ({"contrast": "scalar_map", **IMAGE, "stat_tck": "median"}, "-stat_tck median"),
+        (
+            {"contrast": "scalar_map", **IMAGE, "stat_tck": "gaussian", "fwhm_tck": 4},
+            "-fwhm_tck 4.0",
+        ),
+        ({"contrast": "scalar_map", **IMAGE, "map_zero": True}, "-map_zero"),
+        (
+            {"contrast": "scalar_map", **IMAGE, "stat_tck": "ends_max", "backtrack": True},
+            "-backtrack",
+        ),
+        ({"upsample": 4}, "-upsample 4"),
+        ({"precise": True}, "-precise"),
+        ({"ends_only": True}, "-ends_only"),
+        ({"tck_weights": "w.txt"}, "-tck_weights_in w.txt"),
+    ],
+    TCK2Connectome: [
+        ({"assignment_end_voxels": True}, "-assignment_end_voxels"),
+        ({"search_radius": 3}, "-assignment_radial_search 3.0"),
+        ({"search_reverse": 0.0}, "-assignment_reverse_search 0.0"),
+        ({"search_forward": 2.5}, "-assignment_forward_search 2.5"),
+        ({"assignment_all_voxels": True}, "-assignment_all_voxels"),
+        ({"scale_length": True}, "-scale_length"),
+        ({"scale_invlength": True}, "-scale_invlength"),
+        ({"scale_invnodevol": True}, "-scale_invnodevol"),
+        ({"scale_file": "w.txt"}, "-scale_file w.txt"),
+        ({"symmetric": True}, "-symmetric"),
+        ({"zero_diagonal": True}, "-zero_diagonal"),
+        ({"stat_edge": "mean"}, "-stat_edge mean"),
+        ({"in_weights": "w.txt"}, "-tck_weights_in w.txt"),
+        ({"keep_unassigned": True}, "-keep_unassigned"),
+        ({"out_assignments": "nodes.txt"}, "-out_assignments nodes.txt"),
+        ({"vector": True}, "-vector"),
+    ],
+    MRCalc: [({"datatype": "cfloat32"}, "-datatype cfloat32")],
+    TCKInfo: [({"count_streamlines": True}, "-count")],
+}
+MANDATORY = {
+    TCKEdit: {"in_files": ["tracks.tck"]},
+    TCKMap: {"in_file": "tracks.tck"},
+    TCK2Connectome: {"in_file": "tracks.tck", "in_parc": "labels.nii.gz"},
+    MRCalc: {"in_files": ["mask.nii.gz"], "expression": "{0} 2 -mult"},
+    TCKInfo: {"in_file": "tracks.tck"},
+}
+GENERAL = [
+    ({"nthreads": 2}, "-nthreads 2"),
+    ({}, "-nthreads 0"),
+    ({}, "-quiet"),
+    ({}, "-force"),
+]
+
+
+def test_every_input_is_tried():
+    for interface, cases in ARGUMENTS.items():
+        traits = interface.input_spec().traits(argstr=lambda text: text is not None)
+        tried = {name for inputs, _ in cases for name in inputs}
+        tried |= {*MANDATORY[interface], "args", "out_file", "nthreads", "quiet", "force"}
+        assert set(traits) <= tried, interface
+
+
+@needs_mrtrix
+@pytest.mark.parametrize(
+    ("interface", "inputs", "expected"),
+    [
+        pytest.param(interface, *case, id=f"{interface._cmd}-{case[1]}")
+        for interface, cases in ARGUMENTS.items()
+        for case in [*cases, *GENERAL]
+    ],
+)
+def test_argument_reaches_the_command_and_is_taken(
+    folder, tmp_path, monkeypatch, interface, inputs, expected
+):
+    monkeypatch.chdir(folder)
+    (folder / "w.txt").write_text(" ".join(f"{value:.3f}" for value in np.linspace(0, 1, 60)))
+    (folder / "directions.txt").write_text("0 0\n0 1.57\n1.57 1.57\n")
+    if interface is TCKMap and "vox_size" not in inputs:
+        inputs = {"reference": "mask.nii.gz", **inputs}
+    tool = interface(**MANDATORY[interface], **inputs)
+    assert f" {expected} " in f" {tool.cmdline} "
+    for name in tool.inputs.copyable_trait_names():
+        value = getattr(tool.inputs, name)
+        if isinstance(value, str) and (folder / value).is_file() and value:
+            setattr(tool.inputs, name, str(folder / value))
+        elif isinstance(value, list) and name not in ("vox_size",):
+            paths = [str(folder / v) if (folder / v).is_file() else v for v in value]
+            setattr(tool.inputs, name, paths)
+    result = tool.run(cwd=str(tmp_path))
+    for name, value in result.outputs.get().items():
+        if name.startswith(("out_", "tck_")) and isdefined(value):
+            assert Path(value).is_file()
+            assert Path(value).parent == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("interface", "inputs"),
+    [
+        (TCKEdit, {"number": 0}),
+        (TCKEdit, {"skip": 0}),
+        (TCKEdit, {"minlength": -1.0}),
+        (TCKEdit, {"maxlength": -1.0}),
+        (TCKEdit, {"minweight": -1.0}),
+        (TCKEdit, {"maxweight": -1.0}),
+        (TCKEdit, {"include": ["missing.nii.gz"]}),
+        (TCKEdit, {"include": ["1,2,3"]}),
+        (TCKMap, {"upsample": 0}),
+        (TCKMap, {"max_tod": 0}),
+        (TCKMap, {"max_tod": 22}),
+        (TCKMap, {"fwhm_tck": 0.0}),
+        (TCKMap, {"data_type": "float16"}),
+        (TCKMap, {"contrast": "density"}),
+        (TCK2Connectome, {"search_radius": -1.0}),
+        (TCK2Connectome, {"search_reverse": -1.0}),
+        (TCK2Connectome, {"search_forward": -1.0}),
+        (TCK2Connectome, {"stat_edge": "median"}),
+        (MRCalc, {"datatype": "float128"}),
+        (TCKInfo, {"nthreads": -1}),
+    ],
+)
+def test_values_that_the_commands_refuse_are_refused_at_once(interface, inputs):
+    with pytest.raises(TraitError):
+        interface(**inputs)
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_mandatory_inputs(interface):
+    with pytest.raises(ValueError, match="requires a value for input"):
+        interface().cmdline  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -221,13 +436,17 @@ def test_command_lines(folder, monkeypatch, interface, inputs, expected):
     assert interface(**inputs).cmdline == expected
 
 
-def test_wrong_regions_and_double_assignment_are_refused(folder):
-    tracks = str(folder / "tracks.tck")
-    for region in ("missing.nii.gz", "1,2,3"):
-        with pytest.raises(TraitError):
-            TCKEdit(in_files=[tracks], include=[region])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"search_radius": 2.0, "assignment_end_voxels": True},
+        {"search_forward": 2.0, "search_reverse": 2.0},
+        {"scale_length": True, "scale_invlength": True},
+    ],
+)
+def test_options_that_exclude_each_other(inputs):
     with pytest.raises(OSError, match="mutually exclusive"):
-        TCK2Connectome(in_file=tracks, search_radius=2.0, assignment_end_voxels=True)
+        TCK2Connectome(**inputs)
 
 
 @pytest.mark.parametrize(
@@ -396,6 +615,114 @@ def test_tckmap_equals_command_typed_by_hand(folder, tmp_path, monkeypatch, inpu
     assert found == str(tmp_path / "node" / "tdi.nii.gz")
     np.testing.assert_array_equal(data_of(found), data_of(folder / "hand.nii.gz"))
     assert data_of(found).any()
+
+
+def upsampled(line, ratio):
+    """Points that tckmap puts between those of a streamline, in single precision."""
+    if ratio == 1 or len(line) < 2:
+        return list(line)
+    single, half = np.float32, np.float32(0.5)
+    padded = [line[0] + (line[0] - line[1]), *line, line[-1] + (line[-1] - line[-2])]
+    t = half * single(0.1)
+    points = []
+    for i in range(len(line) - 1):
+        points.append(line[i])
+        for k in range(1, ratio):
+            p = single(k / ratio)
+            p2 = p * p
+            p3 = p * p2
+            weights = [
+                (half - t) * (single(2) * p2 - p3 - p),
+                single(1) + (single(1.5) + t) * p3 - (single(2.5) + t) * p2,
+                (single(2) + single(2) * t) * p2 + (half - t) * p - (single(1.5) + t) * p3,
+                (half - t) * (p3 - p2),
+            ]
+            point = weights[0] * padded[i]
+            for weight, other in zip(weights[1:], padded[i + 1 : i + 4], strict=True):
+                point = point + weight * other
+            points.append(point)
+    return [*points, line[-1]]
+
+
+def density(lines, weights, ratio, dtype):
+    """Track density on the grid of the fixture, one streamline after the other."""
+    found = np.zeros((20, 20, 20), dtype)
+    for line, weight in zip(lines, weights, strict=True):
+        voxels = set()
+        for point in upsampled(line, ratio):
+            position = point + np.float32(10)  # voxels of 1 mm, the first centre at -10 mm
+            voxel = np.trunc(position + np.copysign(np.float32(0.5), position)).astype(int)
+            if (voxel >= 0).all() and (voxel < 20).all():
+                voxels.add(tuple(voxel))
+        for voxel in voxels:
+            found[voxel] += dtype(weight)
+    return found
+
+
+@needs_mrtrix
+@pytest.mark.parametrize("step_size", [1.0, None])
+def test_weighted_density_is_a_sum_in_the_order_of_the_tracks(folder, tmp_path, step_size):
+    rng = np.random.default_rng(11)
+    steps = rng.normal(size=(250, 12, 3)).astype("f4")
+    steps /= np.linalg.norm(steps, axis=2, keepdims=True)
+    lines = list(rng.uniform(-3, 3, (250, 1, 3)).astype("f4") + np.cumsum(steps, axis=1))
+    lines[3], lines[8] = lines[3][:0], lines[8][:1]
+    weights = rng.gamma(2.0, size=250).astype("f4")
+    write_tck(tmp_path / "a.tck", lines, step_size=step_size)
+    (tmp_path / "w.txt").write_text("\n".join(f"{weight:.9g}" for weight in weights.tolist()))
+    tdi = TCKMap(
+        in_file=str(tmp_path / "a.tck"),
+        reference=str(folder / "mask.nii.gz"),
+        tck_weights=str(tmp_path / "w.txt"),
+    )
+    found = data_of(run(tdi, tmp_path).outputs.out_file)
+    # ceil(1 mm / (1 mm * 0.333)), or no upsampling where the step is not known.
+    ratio = 4 if step_size else 1
+    expected = density(lines, weights, ratio, np.float32)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.view("u4"), expected.view("u4"))
+    # Another order gives other sums.
+    other = density(lines[::-1], weights[::-1], ratio, np.float32)
+    assert (other != expected).sum() > 50
+    plain = TCKMap(in_file=str(tmp_path / "a.tck"), reference=str(folder / "mask.nii.gz"))
+    counted = data_of(run(plain, tmp_path, "plain").outputs.out_file)
+    assert counted.dtype == np.uint32
+    np.testing.assert_array_equal(counted, density(lines, np.ones(250), ratio, np.uint32))
+
+
+@needs_mrtrix
+def test_weights_of_no_streamlines(folder, tmp_path):
+    """MRtrix fails on an empty file of weights, which is what a lesion that hits none leaves."""
+    (tmp_path / "w.txt").write_text(" ".join(["1.5"] * 60))
+    select = SelectStreamlines(
+        in_files=[str(folder / "tracks.tck")],
+        include=["500,500,500,1"],
+        tck_weights_in=str(tmp_path / "w.txt"),
+        tck_weights_out="hit.txt",
+    )
+    selected = run(select, tmp_path, "select").outputs
+    tracks, weights = selected.out_file, selected.tck_weights_out
+    assert selected.count == 0
+    template = {"in_file": tracks, "reference": str(folder / "mask.nii.gz")}
+    mapped = run(TCKMap(tck_weights=weights, **template), tmp_path, "map").outputs
+    assert data_of(mapped.out_file).dtype == np.float32
+    assert not data_of(mapped.out_file).any()
+    typed_by_user = TCKMap(tck_weights=weights, data_type="uint16", **template)
+    assert data_of(run(typed_by_user, tmp_path, "typed").outputs.out_file).dtype == np.uint16
+    matrix = TCK2Connectome(
+        in_file=tracks, in_parc=str(folder / "labels.nii.gz"), in_weights=weights
+    )
+    found = np.loadtxt(run(matrix, tmp_path, "matrix").outputs.out_file, delimiter=",")
+    np.testing.assert_array_equal(found, np.zeros((2, 2)))
+    again = SelectStreamlines(in_files=[tracks], tck_weights_in=weights, tck_weights_out="w.txt")
+    assert run(again, tmp_path, "again").outputs.count == 0
+    # Where there are streamlines, missing weights are an error.
+    empty = tmp_path / "empty.txt"
+    empty.write_text("# no number\n")
+    with pytest.raises(MRtrixError, match="no data"):
+        TCKMap(in_file=str(folder / "tracks.tck"), vox_size=2.0, tck_weights=str(empty)).run(
+            cwd=tmp_path
+        )
 
 
 @needs_mrtrix

@@ -47,17 +47,14 @@ def test_disconnection(densities, run_node, in_node_folder, data_of, content_of)
 
 
 def test_disconnection_counts_streamlines(densities, tmp_path, run_node, content_of):
-    paths = []
-    for name, count in (("lesion.tck", 1), ("full.tck", 4)):
-        path = tmp_path / "inputs" / name
-        write_tck(path, [np.zeros((3, 3), np.float32)] * count, step_size=1.0)
-        paths.append(str(path))
+    lesion = tmp_path / "inputs" / "lesion.tck"
+    write_tck(lesion, [np.zeros((3, 3), np.float32)], step_size=1.0)
     outputs = run_node(
         DisconnectionMap(
             lesion_tdi=densities[0],
             full_tdi=densities[1],
-            lesion_tractogram=paths[0],
-            full_tractogram=paths[1],
+            lesion_tractogram=str(lesion),
+            n_streamlines=4,
         )
     )
     summary = content_of(outputs.summary)

@@ -64,8 +64,7 @@ def build(tmp_path):
                 ],
                 "functional_files": [touch(f"batch_{n}.h5") for n in range(n_files)],
                 "functional_resolution": "2",
-                "tractogram": touch("whole.tck"),
-                "tractogram_space": SPACE,
+                "tractogram": {"tractogram": touch("whole.tck"), "space": SPACE},
                 **changes,
             }
         )

@@ -129,8 +129,7 @@ class Study:
             ],
             functional_files=[self.connectomes / f"batch_{number}.h5" for number in range(2)],
             functional_resolution="16",
-            tractogram=self.connectomes / "whole.tck",
-            tractogram_space=SPACE,
+            tractogram={"tractogram": self.connectomes / "whole.tck", "space": SPACE},
         )
 
     def stored(self, number, label, rest):
@@ -201,7 +200,7 @@ def test_results_then_cache_then_one_change(study):
         "fnm_wf.correlate",
         "fnm_wf.reduce",
     }
-    assert not {"rd_atlas_1", "rd_parcels", "tdi_wf.grid", "tdi_wf.tckmap"} & again
+    assert not {"rd_atlas_1", "rd_parcels", "tractogram_wf.grid", "tractogram_wf.tckmap"} & again
     # Of the other lesion, only what comes out of that pass.
     other = {name for name in third if name.startswith("sub_1_")}
     assert all("fnm" in name for name in other & again)

@@ -1,0 +1,364 @@
+"""Questions to a streamline index: which streamlines a mask hits, and what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import h5py
+import nibabel as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from lacuna_nipype.connectomes.streamline_index import (
+    ARRAYS,
+    IndexBlock,
+    IndexRecord,
+    find_tractogram,
+    lacks_parts,
+    read_index_record,
+)
+from lacuna_nipype.connectomes.tractogram import TckHeader, read_tck_header, write_tck
+from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.mrtrix_grid import MrtrixGrid, as_mask, grid_of_image
+from lacuna_nipype.core.streamline_index import (
+    INSIDE,
+    TOUCHED,
+    CellLattice,
+    MaskCrop,
+    classify_cells,
+    crop_mask,
+)
+
+HIT_TESTS = ("vertices", "segments")
+Result = TypeVar("Result")
+
+
+class StreamlineIndex:
+    """An open index.
+
+    Parameters
+    ----------
+    path : Path
+        From :func:`lacuna_nipype.connectomes.streamline_index.write_index`.
+    tractogram : Path, optional
+        Its .tck file; by default where the index says, or beside it.
+    n_threads : int
+        Threads that may work at the same time.
+
+    Raises
+    ------
+    ValidationError
+        The index or its tractogram cannot be used; see ``read_index_record`` and
+        ``find_tractogram``.
+
+    Notes
+    -----
+    Files are mapped into memory: processes that ask the same index share its pages. Positions of
+    streamlines count from 0, in the order of the tractogram, empty streamlines included.
+    """
+
+    def __init__(self, path: Path, tractogram: Path | None = None, *, n_threads: int = 1) -> None:
+        self.record: IndexRecord = read_index_record(path)
+        self.header: TckHeader = read_tck_header(find_tractogram(self.record, tractogram))
+        self.grid: MrtrixGrid = self.record.mrtrix_grid
+        try:
+            self.blocks, self.density, self.lattice = _map_arrays(path)
+        except KeyError as error:
+            raise lacks_parts(path) from error
+        counts = [block.n_streamlines for block in self.blocks]
+        self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        if int(self.starts[-1]) != self.record.n_streamlines:
+            raise lacks_parts(path)
+        self._points = _map_points(self.header)
+        self._pool = ThreadPoolExecutor(n_threads)
+        self._n_threads = n_threads
+
+    def __enter__(self) -> StreamlineIndex:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown()
+
+    def select(self, crop: MaskCrop | None, hit_test: str = "vertices") -> NDArray[np.int64]:
+        """Positions of the streamlines that a mask hits.
+
+        Parameters
+        ----------
+        crop : MaskCrop or None
+            The mask on its own grid, from ``crop_mask``; None (no voxel) hits nothing.
+        hit_test : {"vertices", "segments"}
+            A stored point inside the mask, as ``tckedit -include`` has it; or any part of the
+            straight lines between points too.
+
+        Returns
+        -------
+        array of int64
+            Ascending.
+
+        Raises
+        ------
+        ValidationError
+            The test is unknown.
+        """
+        if hit_test not in HIT_TESTS:
+            raise ValidationError(f"Unknown hit test {hit_test!r}; one of {', '.join(HIT_TESTS)}.")
+        if crop is None:
+            return np.empty(0, dtype=np.int64)
+        segments = hit_test == "segments"
+        status = classify_cells(crop, self.lattice, self.record.reach if segments else 0.0)
+        ranges = _ranges_of_cells(status)
+
+        def hits(number: int) -> NDArray[np.int64]:
+            block = self.blocks[number]
+            found = self._block_hits(block, status, ranges, crop, segments)
+            return found + self.starts[number]
+
+        return np.concatenate(self._map(hits, range(len(self.blocks))))
+
+    def _block_hits(
+        self,
+        block: IndexBlock,
+        status: NDArray[np.uint8],
+        ranges: NDArray[np.uint32],
+        crop: MaskCrop,
+        segments: bool,
+    ) -> NDArray[np.int64]:
+        from lacuna_nipype.core.streamline_kernels import mark_streamlines
+
+        marks = np.zeros(block.n_streamlines, dtype=np.uint8)
+        for begin, end in np.searchsorted(block.cell, ranges):
+            mark_streamlines(block.cell, block.cell_start, block.member, begin, end, status, marks)
+        if segments:
+            marks[block.long] |= TOUCHED
+        hit = marks >= INSIDE
+        candidates = np.flatnonzero(marks == TOUCHED)
+        if len(candidates):
+            hit[candidates] = self._test(block, candidates, crop, segments)
+        return np.flatnonzero(hit)
+
+    def _test(
+        self, block: IndexBlock, candidates: NDArray[np.int64], crop: MaskCrop, segments: bool
+    ) -> NDArray[np.bool_]:
+        from lacuna_nipype.core.streamline_kernels import test_segments, test_vertices
+
+        points, first, last = self._points_of(block, candidates)
+        shape = np.array(crop.grid.shape, dtype=np.int64)
+        inside = crop.inside.ravel()
+        hit = np.zeros(len(candidates), dtype=np.bool_)
+        transform = crop.grid.world_to_voxel_single
+        test_vertices(points, first, last, transform, shape, inside, hit)
+        if segments:
+            exact = np.ascontiguousarray(crop.grid.world_to_voxel)
+            test_segments(points, first, last, exact, shape, inside, hit)
+        return hit
+
+    def _points_of(
+        self, block: IndexBlock, streamlines: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """Points of some streamlines of a block, and the range of each among them."""
+        first = block.first[streamlines].astype(np.int64) + block.position
+        last = block.first[streamlines + 1].astype(np.int64) + block.position - 1
+        if self._points.dtype == np.dtype(np.float32) and self._points.flags.aligned:
+            return self._points, first, last
+        with np.errstate(over="ignore"):
+            pieces = [
+                self._points[a:b].astype(np.float32) for a, b in zip(first, last, strict=True)
+            ]
+        stop = np.cumsum([len(piece) for piece in pieces])
+        points = np.concatenate(pieces)
+        return points, np.concatenate([[0], stop[:-1]]).astype(np.int64), stop.astype(np.int64)
+
+    def count(
+        self, positions: NDArray[np.int64], weights: NDArray[np.float32] | None = None
+    ) -> NDArray[Any]:
+        """Track density of some streamlines.
+
+        Parameters
+        ----------
+        positions : array of int64
+            Ascending.
+        weights : array of float32, shape (n_streamlines,), optional
+            Of all streamlines of the tractogram; each counts once without.
+
+        Returns
+        -------
+        array, uint32 or (with weights) float32, shape of the grid
+            Weights are added one after the other in single precision, as tckmap does with one
+            thread.
+        """
+        parts = [self._members(number, positions) for number in range(len(self.blocks))]
+        if weights is not None:
+            return self._count_weighted(parts, weights)
+        numbers = [number for number, part in enumerate(parts) if len(part)]
+        shares = [numbers[i :: self._n_threads] for i in range(self._n_threads)]
+
+        def add(share: Sequence[int]) -> NDArray[np.uint32]:
+            from lacuna_nipype.core.streamline_kernels import add_density, chain_steps
+
+            density = np.zeros(self.grid.n_voxels, dtype=np.uint32)
+            steps = chain_steps(np.array(self.grid.shape, dtype=np.int64))
+            for number in share:
+                block = self.blocks[number]
+                add_density(block.chain, block.chain_start, parts[number], steps, density)
+            return density
+
+        counted = self._map(add, [share for share in shares if share] or [[]])
+        return np.asarray(sum(counted[1:], counted[0])).reshape(self.grid.shape)
+
+    def _count_weighted(
+        self, parts: Sequence[NDArray[np.int64]], weights: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        from lacuna_nipype.core.streamline_kernels import add_weighted_density, chain_steps
+
+        density = np.zeros(self.grid.n_voxels, dtype=np.float32)
+        steps = chain_steps(np.array(self.grid.shape, dtype=np.int64))
+        for number, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
+            own = weights[self.starts[number] : self.starts[number + 1]]
+            add_weighted_density(block.chain, block.chain_start, part, steps, own, density)
+        return density.reshape(self.grid.shape)
+
+    def _members(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions that lie in a block, counted from its first streamline."""
+        start, stop = self.starts[number], self.starts[number + 1]
+        begin, end = np.searchsorted(positions, [start, stop])
+        return positions[begin:end] - start
+
+    def total_density(self, weights: NDArray[np.float32] | None = None) -> NDArray[Any]:
+        """Track density of the whole tractogram; from the file when there are no weights."""
+        if weights is None:
+            return self.density
+        return self.count(np.arange(self.record.n_streamlines), weights)
+
+    def assign_nodes(
+        self, labels: NDArray[np.int32], grid: MrtrixGrid, radius: float = 4.0
+    ) -> NDArray[np.int32]:
+        """Nodes in which streamlines end, by tck2connectome's radial search.
+
+        Parameters
+        ----------
+        labels : array of int32, shape of the grid
+            0 is no node. In the grid's near-RAS order.
+        grid : MrtrixGrid
+        radius : float
+            How far to look, mm (MRtrix: 4).
+
+        Returns
+        -------
+        array, int32, shape (n_streamlines, 2)
+            Node of the first and of the last point; 0 for none, and for empty streamlines.
+        """
+        from lacuna_nipype.core.streamline_kernels import (
+            half_diagonal,
+            nearest_nodes,
+            search_offsets,
+        )
+
+        flat = np.ascontiguousarray(labels, dtype=np.int32).ravel()
+        inverse = np.ascontiguousarray(grid.world_to_voxel)
+        forward = np.ascontiguousarray(grid.voxel_to_world[:3])
+        offsets = search_offsets(grid.spacing, radius)
+        half = half_diagonal(grid.spacing)
+        shape = np.array(grid.shape, dtype=np.int64)
+
+        def assign(block: IndexBlock) -> NDArray[np.int32]:
+            nodes = np.empty(2 * block.n_streamlines, dtype=np.int32)
+            nearest_nodes(
+                block.end.reshape(-1, 3), inverse, forward, offsets, radius, half, shape, flat,
+                nodes,
+            )  # fmt: skip
+            return nodes.reshape(-1, 2)
+
+        return np.concatenate(self._map(assign, self.blocks))
+
+    def streamlines(self, positions: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        """Points of some streamlines (ascending positions), one after the other."""
+        for number, block in enumerate(self.blocks):
+            for i in self._members(number, positions):
+                points, first, last = self._points_of(block, np.array([i]))
+                yield np.array(points[first[0] : last[0]])
+
+    def write_streamlines(self, positions: NDArray[np.int64], target: Path) -> Path:
+        """Write some streamlines to a .tck file with the step size of the tractogram."""
+        write_tck(target, self.streamlines(positions), step_size=self.header.step_size)
+        return target
+
+    def _map(self, function: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
+        return list(self._pool.map(function, items))
+
+
+def read_mask(path: Path) -> MaskCrop | None:
+    """Read a lesion mask as tckedit does: on its own grid, cut down to its voxels.
+
+    Parameters
+    ----------
+    path : Path
+        NIfTI.
+
+    Returns
+    -------
+    MaskCrop or None
+        None when no voxel is inside.
+    """
+    image = nb.load(path)
+    grid = grid_of_image(image, str(path))
+    inside = as_mask(np.asanyarray(image.dataobj).reshape(image.shape[:3]))
+    return crop_mask(grid.from_stored(inside), grid)
+
+
+def _ranges_of_cells(status: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """First cell and one past the last of the lattice that a mask touches, and of the outside.
+
+    Shape (n, 2), n at most 2.
+    """
+    occupied = np.flatnonzero(status[:-1])
+    ranges = [(occupied[0], occupied[-1] + 1)] if len(occupied) else []
+    if status[-1]:
+        ranges.append((len(status) - 1, len(status)))
+    return np.array(ranges, dtype=np.uint32).reshape(-1, 2)
+
+
+def _map_arrays(path: Path) -> tuple[list[IndexBlock], NDArray[np.uint32], CellLattice]:
+    """Map all arrays of an index into memory."""
+    content = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+
+    def mapped(dataset: h5py.Dataset) -> NDArray[Any]:
+        offset = dataset.id.get_offset()
+        if offset is None:
+            return np.empty(dataset.shape, dtype=dataset.dtype)
+        flat = content[offset : offset + dataset.size * dataset.dtype.itemsize]
+        return flat.view(dataset.dtype).reshape(dataset.shape)
+
+    with h5py.File(path, "r", locking=False) as handle:
+        blocks = [
+            IndexBlock(
+                **{name: mapped(group[name]) for name in ARRAYS},
+                position=int(group.attrs["position"]),
+            )
+            for _, group in sorted(handle["blocks"].items())
+        ]
+        attrs = handle.attrs
+        shape = attrs["cell_shape"]
+        lattice = CellLattice(
+            np.asarray(attrs["cell_origin"], dtype=np.float64),
+            (int(shape[0]), int(shape[1]), int(shape[2])),
+            float(attrs["cell_size"]),
+        )
+        return blocks, mapped(handle["density"]), lattice
+
+
+def _map_points(header: TckHeader) -> NDArray[Any]:
+    """All triplets of a .tck file, separators included, in its own type; shape (n, 3)."""
+    triplet = 3 * header.dtype.itemsize
+    n = (header.path.stat().st_size - header.offset) // triplet
+    return np.memmap(
+        header.path, dtype=header.dtype, mode="r", offset=header.offset, shape=(n, 3)
+    ).view(np.ndarray)
