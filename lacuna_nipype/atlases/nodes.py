@@ -10,11 +10,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lacuna_nipype.atlases.labels import RegionName, read_labels
-from lacuna_nipype.atlases.parcels import load_parcels, open_atlas
+from lacuna_nipype.atlases.parcels import ParcelChange, bring_parcels, open_atlas
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import write_table
 from lacuna_nipype.core.images import save_image
 from lacuna_nipype.core.spaces import Grid
+from lacuna_nipype.core.transforms import PointMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +27,19 @@ class Nodes:
     data : array, shape of the grid, int32
         Node of each voxel, 0 for none.
     grid : Grid
-        The atlas's own.
+        The atlas's own, or the one it was brought to.
     index : array, shape (K,), int64
         Label of each node in the atlas.
     names : tuple of str
+    change : ParcelChange
+        Volumes of the regions that the image holds, before and after.
     """
 
     data: NDArray[np.int32]
     grid: Grid
     index: NDArray[np.int64]
     names: tuple[str, ...]
+    change: ParcelChange
 
 
 def has_hard_labels(image_path: Path) -> bool:
@@ -58,7 +62,12 @@ def has_hard_labels(image_path: Path) -> bool:
     return open_atlas(image_path)[2] == 0
 
 
-def make_nodes(image_path: Path, labels_path: Path) -> Nodes:
+def make_nodes(
+    image_path: Path,
+    labels_path: Path,
+    target: Grid | None = None,
+    point_map: PointMap | None = None,
+) -> Nodes:
     """Give the parcels of a labelled atlas numbers from 1, in the order of its labels file.
 
     Gaps between labels and their size then cost nothing: tck2connectome makes a matrix as large
@@ -71,6 +80,10 @@ def make_nodes(image_path: Path, labels_path: Path) -> Nodes:
     labels_path : Path
         See :func:`lacuna_nipype.atlases.labels.read_labels`. Every name becomes a node: one
         without a voxel keeps its row in the matrix.
+    target : Grid, optional
+        Grid to bring the nodes to, by nearest neighbour; the atlas's own when left out.
+    point_map : PointMap, optional
+        From points of the target's space to points of the atlas's, where these differ.
 
     Returns
     -------
@@ -87,7 +100,7 @@ def make_nodes(image_path: Path, labels_path: Path) -> Nodes:
             f"Atlas image {image_path} is 4D, a map per region; a connectivity matrix needs a 3D "
             "image with one label per voxel, in which the ends of streamlines can be looked up."
         )
-    parcels = load_parcels(image_path, labels_path)
+    parcels, change = bring_parcels(image_path, labels_path, target, point_map)
     # A label at or below zero names background.
     regions = [region for region in read_labels(labels_path) if region.index > 0]
     place = {region.index: node for node, region in enumerate(regions, start=1)}
@@ -99,6 +112,7 @@ def make_nodes(image_path: Path, labels_path: Path) -> Nodes:
         parcels.grid,
         np.array([region.index for region in regions], dtype=np.int64),
         tuple(region.name for region in regions),
+        change,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,48 @@ from lacuna_nipype.core.files import atomic_path
 from lacuna_nipype.core.parcels import Parcels, integer_labels, labelled_weights
 from lacuna_nipype.core.resampling import resample_linear, resample_nearest
 from lacuna_nipype.core.spaces import Grid
+from lacuna_nipype.core.transforms import (
+    LinearSampler,
+    PointMap,
+    pull_coordinates,
+    warp_labels,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ParcelChange:
+    """What a change of grid or space did to the regions of an atlas.
+
+    Parameters
+    ----------
+    names : tuple of str
+    volume_ml_before, volume_ml_after : array, shape (n_regions,), float64
+        Volume in ml, of probabilities their sum.
+    """
+
+    names: tuple[str, ...]
+    volume_ml_before: NDArray[np.float64]
+    volume_ml_after: NDArray[np.float64]
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Regions that had a volume and have none now."""
+        gone = (self.volume_ml_before > 0) & (self.volume_ml_after == 0)
+        return tuple(name for name, is_gone in zip(self.names, gone, strict=True) if is_gone)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a sidecar."""
+        before, after = self.volume_ml_before, self.volume_ml_after
+        percent = 100 * (after - before) / np.where(before > 0, before, np.inf)
+        largest = int(np.argmax(np.abs(percent)))
+        return {
+            "Regions": len(self.names),
+            "RegionsLost": list(self.lost),
+            "VolumeMLBefore": float(before.sum()),
+            "VolumeMLAfter": float(after.sum()),
+            "LargestChangePercent": float(percent[largest]),
+            "LargestChangeRegion": self.names[largest],
+        }
 
 
 def open_atlas(path: Path) -> tuple[nb.Nifti1Image, Grid, int]:
@@ -88,8 +131,23 @@ def _match_labels(
     return [region for region in regions if region.index in in_image]
 
 
-def load_parcels(image_path: Path, labels_path: Path, target: Grid | None = None) -> Parcels:
-    """Read an atlas and bring it to a grid of the same space.
+def load_parcels(
+    image_path: Path,
+    labels_path: Path,
+    target: Grid | None = None,
+    point_map: PointMap | None = None,
+) -> Parcels:
+    """Read an atlas and bring it to a grid, see :func:`bring_parcels`."""
+    return bring_parcels(image_path, labels_path, target, point_map)[0]
+
+
+def bring_parcels(
+    image_path: Path,
+    labels_path: Path,
+    target: Grid | None = None,
+    point_map: PointMap | None = None,
+) -> tuple[Parcels, ParcelChange]:
+    """Read an atlas and bring it to a grid of the same space, or of another.
 
     Parameters
     ----------
@@ -102,36 +160,51 @@ def load_parcels(image_path: Path, labels_path: Path, target: Grid | None = None
     target : Grid, optional
         Grid to bring the atlas to; its own when left out. A region that vanishes on the way
         keeps its row.
+    point_map : PointMap, optional
+        From points of the target's space to points of the atlas's, where these differ.
 
     Returns
     -------
     Parcels
+    ParcelChange
 
     Raises
     ------
     ValidationError
-        Image or labels are unreadable, or a label of the image has no name.
+        Image or labels are unreadable, a label of the image has no name, or there is a point
+        map and no grid.
     """
+    if point_map is not None and target is None:
+        raise ValidationError(
+            f"Atlas image {image_path} is to be warped, so the grid to warp it to is needed."
+        )
     image, grid, n_volumes = open_atlas(image_path)
     names = read_labels(labels_path)
     out = grid if target is None else target
     if n_volumes:
         regions = _match_volumes(names, n_volumes, image_path, labels_path)
-        weights = sp.vstack(list(_volume_rows(image, image_path, n_volumes, grid, out)), "csr")
+        weights, before = _volume_weights(image, image_path, n_volumes, grid, out, point_map)
     else:
         labels = integer_labels(_read(image, image_path), f"Atlas image {image_path}")
-        present = np.unique(labels[labels > 0])
+        present, counts = np.unique(labels[labels > 0], return_counts=True)
         if len(present) == 0:
             raise ValidationError(f"Atlas image {image_path} has no label above zero.")
         regions = _match_labels(names, present, image_path, labels_path)
         index = np.array([region.index for region in regions], dtype=np.int64)
-        weights = labelled_weights(resample_nearest(labels, grid, out), index)
-    return Parcels(
+        before = counts[np.searchsorted(present, index)].astype(np.float64)
+        if point_map is None:
+            labels = resample_nearest(labels, grid, out)
+        else:
+            labels = warp_labels(labels, grid, out, point_map)
+        weights = labelled_weights(labels, index)
+    parcels = Parcels(
         out,
         np.array([region.index for region in regions], dtype=np.int64),
         tuple(region.name for region in regions),
         sp.csr_array(weights),
     )
+    after = parcels.totals * out.voxel_volume_ml
+    return parcels, ParcelChange(parcels.names, before * grid.voxel_volume_ml, after)
 
 
 def _match_volumes(
@@ -145,10 +218,37 @@ def _match_volumes(
     return sorted(names, key=lambda region: region.index)
 
 
-def _volume_rows(
-    image: nb.Nifti1Image, path: Path, n_volumes: int, grid: Grid, out: Grid
-) -> Iterator[sp.csr_array]:
-    """One sparse row per volume: only one volume is in memory at a time."""
+def _volume_weights(
+    image: nb.Nifti1Image,
+    path: Path,
+    n_volumes: int,
+    grid: Grid,
+    out: Grid,
+    point_map: PointMap | None,
+) -> tuple[sp.csr_array, NDArray[np.float64]]:
+    """Sparse rows, one per volume, and the sum of each on the atlas's own grid.
+
+    Only one volume is in memory at a time.
+    """
+    coordinates = None if point_map is None else pull_coordinates(grid, out, point_map)
+    rows, before = [], []
+    for data in _probabilities(image, path, n_volumes):
+        before.append(float(data.sum(dtype=np.float64)))
+        if coordinates is not None:
+            flat, _ = LinearSampler.make(data)(coordinates)
+        else:
+            flat = (data if out is grid else resample_linear(data, grid, out)).ravel()
+        voxels = np.flatnonzero(flat)
+        rows.append(
+            sp.csr_array((flat[voxels], voxels, np.array([0, len(voxels)])), shape=(1, flat.size))
+        )
+    return sp.csr_array(sp.vstack(rows, "csr")), np.array(before)
+
+
+def _probabilities(
+    image: nb.Nifti1Image, path: Path, n_volumes: int
+) -> Iterator[NDArray[np.float32]]:
+    """Volumes of a 4D atlas, checked; 0 where a value is not finite."""
     for volume in range(n_volumes):
         data = _read(image, path, volume).astype(np.float32, copy=False)
         data = np.where(np.isfinite(data), data, 0)
@@ -157,11 +257,7 @@ def _volume_rows(
                 f"Atlas image {path} has negative values in volume {volume + 1}; "
                 "probabilities are zero or more."
             )
-        flat = (data if out is grid else resample_linear(data, grid, out)).ravel()
-        voxels = np.flatnonzero(flat)
-        yield sp.csr_array(
-            (flat[voxels], voxels, np.array([0, len(voxels)])), shape=(1, flat.size)
-        )
+        yield data
 
 
 def save_parcels(parcels: Parcels, path: Path) -> Path:

@@ -23,6 +23,9 @@ class RunConfig:
     bids_filter_file : Path or None
     pattern, mask_space : str or None
     on_empty : str
+    xfm : str or None
+        Transform of native-space masks, with placeholders for participant and session.
+    xfm_space : str or None
     analysis : tuple of str
         Empty: every analysis whose inputs are given.
     functional_connectome, structural_connectome : Path or None
@@ -41,6 +44,8 @@ class RunConfig:
     hit_test : str
     streamline_weights, streamline_groups : Path or None
     compute_disconnectivity_matrix, compute_roi_disconnection, keep_intermediate : bool
+    return_input_space : bool
+    output_resolution : float or None
     plugin : str
     nprocs, omp_nthreads : int
     memory_gb : float
@@ -62,6 +67,8 @@ class RunConfig:
     pattern: str | None = None
     mask_space: str | None = None
     on_empty: str = "warn"
+    xfm: str | None = None
+    xfm_space: str | None = None
     analysis: tuple[str, ...] = ()
     functional_connectome: Path | None = None
     structural_connectome: Path | None = None
@@ -84,6 +91,8 @@ class RunConfig:
     compute_disconnectivity_matrix: bool = False
     compute_roi_disconnection: bool = False
     keep_intermediate: bool = False
+    return_input_space: bool = True
+    output_resolution: float | None = None
     plugin: str = "MultiProc"
     stop_on_first_crash: bool = False
     dry_run: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from lacuna_nipype.atlases.catalogue import (
 )
 from lacuna_nipype.atlases.parcels import load_parcels
 from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.cli.routes import Spaces, find_route, why_unreachable
 from lacuna_nipype.cli.structural import (
+    SNM_RESOLUTION_MM,
     StructuralPlan,
     open_tractogram,
     plan_structural,
@@ -30,15 +32,24 @@ from lacuna_nipype.connectomes.functional import (
 from lacuna_nipype.connectomes.maps import MapOptions
 from lacuna_nipype.connectomes.prepare import read_matrix
 from lacuna_nipype.connectomes.verify import source_paths
-from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.spaces import canonical_space
+from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
+from lacuna_nipype.core.spaces import Grid, canonical_space, same_space
 from lacuna_nipype.io.collect import (
     Collection,
+    LesionRecord,
     collect_masks,
     read_bids_filter_file,
     single_mask_record,
 )
 from lacuna_nipype.io.lesions import Inspection, inspect_lesions
+from lacuna_nipype.io.normalisation import (
+    NativeTransform,
+    check_xfm,
+    find_native_transform,
+    given_transform,
+    is_native,
+    is_native_space,
+)
 from lacuna_nipype.io.provenance import combined_fingerprint, fingerprint
 
 FNM_METHODS = {
@@ -116,6 +127,8 @@ class RunInputs:
         Connectivity matrix of the parcel-level analysis.
     verify_files : tuple of Path
         Source series to verify functional maps against; empty for no verification.
+    spaces : Spaces
+        Where maps are made and where they go.
     """
 
     analyses: tuple[str, ...]
@@ -128,6 +141,18 @@ class RunInputs:
     map_options: MapOptions = field(default_factory=MapOptions)
     matrix: MatchedMatrix | None = None
     verify_files: tuple[Path, ...] = ()
+    spaces: Spaces = field(default_factory=Spaces)
+
+    def atlas_routes(self, atlas: Atlas) -> dict[str, list[Path]]:
+        """Find the way of an atlas to every space of the run that is not its own."""
+        wanted = {space for space, _ in self.spaces.analyses.values()}
+        if {"rd", "afnm"} & set(self.analyses):
+            wanted |= {lesion.space for lesion in self.inspection.lesions}
+        return {
+            space: find_route(atlas.space, space)
+            for space in sorted(wanted)
+            if not same_space(atlas.space, space)
+        }
 
     @property
     def fnm_maps(self) -> list[str]:
@@ -232,7 +257,7 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         A connectome, an atlas or the choice of masks is unusable.
     """
     analyses = choose_analyses(config)
-    if config.mask_space is not None:
+    if config.mask_space is not None and not is_native_space(config.mask_space):
         canonical_space(config.mask_space)
     functional = tractogram = structural = None
     notices: list[str] = []
@@ -246,12 +271,20 @@ def gather_inputs(config: RunConfig) -> RunInputs:
                 "and only r and z are made: no t, p or q."
             )
     if "snm" in analyses and config.structural_connectome is not None:
-        tractogram = open_tractogram(config.structural_connectome, config.structural_space)
+        tractogram = open_tractogram(
+            config.structural_connectome,
+            config.structural_space,
+            config.output_resolution or SNM_RESOLUTION_MM,
+        )
     verify_files = _verify_files(config, functional, notices)
     collection = _collect(config)
     notices += collection.notices
     spaces = [connectome.space for connectome in (functional, tractogram) if connectome]
-    spaces += [record.space for record in collection.records if record.space]
+    spaces += [
+        record.space
+        for record in collection.records
+        if record.space and not is_native_space(record.space)
+    ]
     atlases = _find_atlases(config, spaces[0] if spaces else config.mask_space)
     if tractogram is not None:
         structural = plan_structural(config, tractogram, atlases, len(collection.records))
@@ -272,6 +305,8 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         brain=brain,
         on_empty=config.on_empty,
         insist_on_space=config.mask_space is not None,
+        normalise=_normaliser(config, collection, list(targets.values())),
+        obstacle=why_unreachable,
         n_threads=config.nprocs,
     )
     return RunInputs(
@@ -280,7 +315,57 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         MapOptions(config.p_map, config.fdr_alpha, config.t_threshold),
         matrix,
         verify_files,
+        _check_atlas_routes(_spaces(config, functional, structural), atlases),
     )  # fmt: skip
+
+
+def _normaliser(
+    config: RunConfig, collection: Collection, targets: list[str]
+) -> Callable[[LesionRecord, Grid], NativeTransform | None]:
+    """Find the transform of a mask that is in the participant's own space."""
+    derivatives = [path for _, path in config.derivatives]
+    if config.xfm is not None:
+        check_xfm(config.xfm, [r for r in collection.records if is_native(r)])
+
+    def normalise(record: LesionRecord, grid: Grid) -> NativeTransform | None:
+        if not is_native(record, grid):
+            return None
+        if config.xfm is not None:
+            return given_transform(config.xfm, record, config.xfm_space)
+        if record.space is None and not derivatives:
+            return None
+        return find_native_transform(record, derivatives, targets, grid=grid)
+
+    return normalise
+
+
+def _spaces(
+    config: RunConfig,
+    functional: FunctionalConnectome | None,
+    structural: StructuralPlan | None,
+) -> Spaces:
+    """Where the maps of the run are made, and where they go."""
+    made: dict[str, tuple[str, float | None]] = {}
+    if functional is not None:
+        label = functional.grid.resolution_label
+        made["fnm"] = (functional.space, float(label) if label else None)
+    if structural is not None:
+        made["snm"] = (structural.tractogram.space, structural.tractogram.resolution)
+    return Spaces(made, config.return_input_space, config.output_resolution)
+
+
+def _check_atlas_routes(spaces: Spaces, atlases: Sequence[Atlas]) -> Spaces:
+    """Refuse atlases that cannot be brought to the connectomes' spaces."""
+    for atlas in atlases:
+        for target, _ in spaces.analyses.values():
+            if not same_space(atlas.space, target):
+                reason = why_unreachable(atlas.space, target)
+                if reason is not None:
+                    raise SpatialMismatchError(
+                        f"Atlas {atlas.id} is in {atlas.space} but a connectome is in {target}; "
+                        f"{reason}"
+                    )
+    return spaces
 
 
 def _metadata(

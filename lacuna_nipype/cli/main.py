@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-COMMANDS = ("connectome", "tutorial")
+# Each is a module beside this one; only the one that was asked for is imported.
+COMMANDS = ("bidsify", "check", "connectome", "fetch", "tutorial")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,14 +28,9 @@ def main(argv: Sequence[str]) -> int:
     """
     # Nipype would otherwise ask a server for its newest version.
     os.environ.setdefault("NIPYPE_NO_ET", "1")
-    if argv and argv[0] == "tutorial":
-        from lacuna_nipype.cli.tutorial import main as tutorial
-
-        return tutorial(list(argv[1:]))
-    if argv and argv[0] == "connectome":
-        from lacuna_nipype.cli.connectome import main as connectome
-
-        return connectome(argv[1:])
+    if argv and argv[0] in COMMANDS:
+        command = import_module(f"lacuna_nipype.cli.{argv[0]}")
+        return command.main(list(argv[1:]))
     from lacuna_nipype.cli.parser import parse_config
 
     try:

@@ -161,6 +161,15 @@ def _add_mask_options(group: argparse._ArgumentGroup) -> None:
         help="standard space of the masks where names and sidecars do not say, or say it wrongly",
     )  # fmt: skip
     group.add_argument(
+        "--xfm", metavar="FILE",
+        help="transform of masks in the participant's own space to a standard space, where the "
+        "derivatives hold none; {subject} and {session} stand for labels",
+    )  # fmt: skip
+    group.add_argument(
+        "--xfm-space", metavar="SPACE",
+        help="standard space that --xfm leads to, where its name does not say (_to-SPACE_)",
+    )  # fmt: skip
+    group.add_argument(
         "--on-empty", choices=["warn", "skip", "error"], default="warn",
         help="masks without a voxel in the brain: zeros and a warning, leave out, or fail "
         "(default: warn)",
@@ -198,6 +207,14 @@ def _add_analysis_options(group: argparse._ArgumentGroup) -> None:
         "--custom-parcellation", nargs=4, action="append", default=[],
         metavar=("NAME", "NIFTI", "LABELS", "SPACE"),
         help="an atlas of your own; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--output-resolution", type=float, choices=[1.0, 2.0], metavar="{1,2}",
+        help="voxel size of the maps in mm (default: the connectome's; 2 for snm)",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-return-input-space", action="store_false", dest="return_input_space",
+        help="leave maps in the connectome's space instead of the mask's",
     )  # fmt: skip
 
 

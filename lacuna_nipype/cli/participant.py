@@ -193,7 +193,10 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
 
     functional = inputs.functional
     return init_lacuna_wf(
-        lesions=[_lesion_arguments(lesion, links) for lesion in inputs.inspection.lesions],
+        lesions=[
+            _lesion_arguments(lesion, links, config, inputs)
+            for lesion in inputs.inspection.lesions
+        ],
         output_dir=config.output_dir,
         base_dir=config.work_dir,
         analyses=inputs.analyses,
@@ -204,10 +207,12 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
                 "entities": atlas.entities,
                 "name": atlas.id,
                 "description": atlas_description(atlas),
+                "transforms": inputs.atlas_routes(atlas),
             }
             for atlas in inputs.atlases
         ],
         functional_files=functional.paths if functional else (),
+        functional_space=functional.space if functional else None,
         functional_resolution=functional.grid.resolution_label if functional else None,
         fnm_maps=inputs.fnm_maps,
         fnm_options={
@@ -270,14 +275,31 @@ def _pass_memory(config: RunConfig, inputs: RunInputs) -> float:
     return round(max(min(need, share), pass_memory_gb(largest, 1, threads)), 3)
 
 
-def _lesion_arguments(lesion: Lesion, links: dict[str, Path]) -> dict[str, Any]:
+def _lesion_arguments(
+    lesion: Lesion, links: dict[str, Path], config: RunConfig, inputs: RunInputs
+) -> dict[str, Any]:
     from lacuna_nipype.io.derivatives import bids_uri
 
+    returns = {
+        analysis: way
+        for analysis in ("fnm", "snm")
+        if (way := inputs.spaces.way_back(analysis, lesion.space)) is not None
+    }
+    if "fnm" in returns and inputs.functional is not None:
+        returns["fnm"] |= {
+            "n_subjects": inputs.functional.n_subjects,
+            "p_maps": config.p_map,
+            "fdr_alpha": config.fdr_alpha,
+            "t_threshold": config.t_threshold,
+        }
     return {
         "key": lesion.record.key,
         "mask_file": lesion.record.path,
         "entities": lesion.entities,
         "resolution": lesion.resolution,
+        "normalisation": lesion.normalisation,
+        "warps": inputs.spaces.warps(lesion.space, lesion.normalisation),
+        "returns": returns,
         "metadata": {
             "Sources": [bids_uri(lesion.record.path, links)],
             "SpaceName": lesion.space,

@@ -38,16 +38,17 @@ def _lesion_outputs(lesion: Lesion, inputs: RunInputs) -> list[dict[str, str]]:
     outputs = [{**resolution, "desc": "lesion", "suffix": "mask", "extension": ".nii.gz"}]
     maps: dict[str, list[str]] = {"rd": [], "snm": ["disconnectionpct"], "afnm": []}
     tables = {"rd": ["damagepct"], "snm": ["mapdisconnectionpct"], "afnm": ["score"]}
-    resolutions = {}
+    labels: dict[str, str | None] = {}
     if inputs.structural is not None:
-        resolutions["snm"] = f"{inputs.structural.tractogram.resolution:g}"
+        labels["snm"] = f"{inputs.structural.tractogram.resolution:g}"
     if inputs.functional is not None:
         tables["fnm"] = [quantity for quantity in inputs.fnm_maps if quantity in FNM_TABLES]
         maps["fnm"] = [*inputs.fnm_maps, "valid"]
-        label = inputs.functional.grid.resolution_label
-        resolutions |= {"fnm": label} if label else {}
+        labels["fnm"] = inputs.functional.grid.resolution_label
     for analysis in inputs.analyses:
-        place = {"res": resolutions[analysis]} if analysis in resolutions else {}
+        place = {}
+        if analysis in labels:
+            place = inputs.spaces.entities(analysis, lesion.space, labels[analysis])
         for quantity in maps[analysis]:
             outputs.append({**place, "statistic": quantity, "desc": analysis, "suffix": "statmap"})
         atlases = inputs.atlases
@@ -64,7 +65,8 @@ def _lesion_outputs(lesion: Lesion, inputs: RunInputs) -> list[dict[str, str]]:
                     }
                 )
         if analysis == "snm" and inputs.structural is not None:
-            for _, stored in inputs.structural.outputs.files(place):
+            made = inputs.spaces.made_entities("snm", lesion.space, labels["snm"])
+            for _, stored in inputs.structural.outputs.files(made):
                 outputs += [{**own, "desc": "snm"} for own, _ in stored]
         outputs.append({"desc": analysis, "suffix": "stats"})
     return outputs

@@ -28,6 +28,8 @@ MAPS: dict[str, tuple[str, float]] = {
     "q": ("f8", 1),
     "qsig": ("u1", 0),
     "tsig": ("u1", 0),
+    # Goes into no derivative: what t is made of on another grid.
+    "error": ("f4", 0),
 }
 
 
@@ -163,6 +165,8 @@ def write_maps(
     file: ConnectomeFile,
     folder: Path,
     options: MapOptions | None = None,
+    *,
+    with_errors: bool = False,
 ) -> dict[str, Any]:
     """Merge the partial results of a pass and write the maps of every seed.
 
@@ -175,6 +179,8 @@ def write_maps(
     folder : Path
         Where to write.
     options : MapOptions, optional
+    with_errors : bool
+        Write the standard error of z too.
 
     Returns
     -------
@@ -190,14 +196,13 @@ def write_maps(
     written["summaries"] = []
     valid = np.zeros(file.n_voxels, dtype=bool)
     for number, moments in enumerate(iter_merged(partial_files)):
-        everything = correlation_maps(moments)
-        maps = CorrelationMaps(
-            everything.z[0], everything.r[0], None if everything.t is None else everything.t[0]
-        )
+        maps = _first(correlation_maps(moments))
         valid = moments.n_varying > 0
         family = valid.copy()
         family[seeds[number]] = False
         made = derive_maps(maps, moments.n_subjects, family, options)
+        if with_errors and maps.standard_error is not None:
+            made["error"] = maps.standard_error
         stem = f"lesion-{number:04d}"
         for key, values in made.items():
             path = _write_volume(folder / f"{stem}_{key}.nii.gz", values, file, *MAPS[key])
@@ -212,6 +217,17 @@ def write_maps(
         written["summaries"].append(str(write_json(folder / f"{stem}.json", summary)))
     written["valid_mask"] = _write_volume(folder / "valid_mask.nii.gz", valid, file, "u1", 0)
     return written
+
+
+def _first(maps: CorrelationMaps) -> CorrelationMaps:
+    """Maps of the only seed of a set."""
+    t, error = maps.t, maps.standard_error
+    return CorrelationMaps(
+        maps.z[0],
+        maps.r[0],
+        None if t is None else t[0],
+        None if error is None else error[0],
+    )
 
 
 def _write_volume(

@@ -42,13 +42,20 @@ from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import atomic_path, fingerprint
 from lacuna_nipype.core.mrtrix_grid import MrtrixGrid, make_mrtrix_grid
 from lacuna_nipype.core.spaces import Grid
-from lacuna_nipype.core.streamline_index import CellLattice
+from lacuna_nipype.core.streamline_index import (
+    CELL_SIZE_MM,
+    OCTANT_MARGIN_MM,
+    CellLattice,
+)
 
 INDEX_FORMAT = "lacuna-streamline-index"
 FORMAT_VERSION = 1
 # Steps longer than this are rare; their streamlines are tested always, so that they do not widen
 # the search for all others.
 LONG_STEP_MM = 8.0
+# Voxels of 1 mm in standard spaces end half-way between whole millimetres. Where eighths of cells
+# do too, masks of such voxels decide about nearly all streamlines.
+CELL_PHASE_MM = 0.5
 ALIGNMENT = 64
 
 
@@ -62,6 +69,7 @@ class IndexBlock:
     cell: NDArray[np.uint32]
     cell_start: NDArray[np.uint32]
     member: NDArray[np.uint16]
+    octant: NDArray[np.uint8]
     end: NDArray[np.float32]
     long: NDArray[np.uint16]
     position: int
@@ -72,7 +80,9 @@ class IndexBlock:
         return len(self.first) - 1
 
 
-ARRAYS = ("first", "chain", "chain_start", "cell", "cell_start", "member", "end", "long")
+ARRAYS = (
+    "first", "chain", "chain_start", "cell", "cell_start", "member", "octant", "end", "long",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,7 @@ class _Encoder:
             local.voxel_stamps = np.zeros(n_voxels, dtype=np.uint32)
             local.cell_stamps = np.zeros(self.lattice.n_cells + 1, dtype=np.uint32)
             local.slots = np.zeros(self.lattice.n_cells + 1, dtype=np.int64)
+            local.found = np.zeros(self.lattice.n_cells + 1, dtype=np.uint16)
             local.stamp = 0
             self.densities.append(local.density)
         return local
@@ -179,11 +190,11 @@ class _Encoder:
         ends, steps = _ends(block, sizes), _longest_steps(block)
         # tckedit drops streamlines whose length is not a number; these are never found.
         has_length = ~np.isnan(steps)
-        cell, cell_start, member = self._cells(block, scratch, has_length)
+        cell, cell_start, member, octant = self._cells(block, scratch, has_length)
         is_long = steps > LONG_STEP_MM
         found = IndexBlock(
-            block.first.astype(np.uint32), chain, chain_start, cell, cell_start, member, ends,
-            np.flatnonzero(is_long).astype(np.uint16), block.position,
+            block.first.astype(np.uint32), chain, chain_start, cell, cell_start, member, octant,
+            ends, np.flatnonzero(is_long).astype(np.uint16), block.position,
         )  # fmt: skip
         tally = _Tally(
             block.n_streamlines,
@@ -217,10 +228,10 @@ class _Encoder:
         lattice = self.lattice
         cells = np.empty(len(block.points), dtype=np.uint32)
         counts = np.empty(block.n_streamlines, dtype=np.uint32)
+        place = (lattice.origin, lattice.size, np.array(lattice.shape, dtype=np.int64))
         n = list_cells(
-            block.points, block.first, lattice.origin, lattice.size,
-            np.array(lattice.shape, dtype=np.int64), scratch.cell_stamps, scratch.stamp,
-            cells, counts, listed,
+            block.points, block.first, *place, scratch.cell_stamps, scratch.stamp, cells, counts,
+            listed,
         )  # fmt: skip
         scratch.stamp += block.n_streamlines
         cells = cells[:n]
@@ -228,9 +239,12 @@ class _Encoder:
         occurring = np.flatnonzero(per_cell)
         scratch.slots[occurring] = np.arange(len(occurring))
         bounds = np.concatenate([[0], np.cumsum(per_cell[occurring])])
-        member = np.empty(n, dtype=np.uint16)
-        invert_cells(cells, counts, scratch.slots, bounds[:-1].copy(), member)
-        return occurring.astype(np.uint32), bounds.astype(np.uint32), member
+        member, octant = np.empty(n, dtype=np.uint16), np.empty(n, dtype=np.uint8)
+        invert_cells(
+            block.points, block.first, *place, OCTANT_MARGIN_MM, cells, counts, scratch.slots,
+            bounds[:-1].copy(), scratch.found, member, octant,
+        )  # fmt: skip
+        return occurring.astype(np.uint32), bounds.astype(np.uint32), member, octant
 
 
 def _ends(block: StreamlineBlock, sizes: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -294,7 +308,7 @@ def write_index(
     mrtrix_grid = grid_as_written(grid)
     if upsample is None:
         upsample = upsample_ratio(header.step_size or 0.0, mrtrix_grid.spacing.tolist())
-    lattice = CellLattice.around(mrtrix_grid)
+    lattice = CellLattice.around(mrtrix_grid, CELL_SIZE_MM, CELL_PHASE_MM)
     encoder = _Encoder(mrtrix_grid, lattice, upsample)
     total = _Tally()
     size, triplet = tractogram.stat().st_size, 3 * header.dtype.itemsize

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -30,10 +32,13 @@ from lacuna_nipype.core.streamline_index import (
     CellLattice,
     MaskCrop,
     classify_cells,
+    classify_octants,
     crop_mask,
 )
 
 HIT_TESTS = ("vertices", "segments")
+# Reading on is faster than another request up to about here.
+READ_ACROSS_BYTES = 32_768
 Result = TypeVar("Result")
 
 
@@ -74,6 +79,7 @@ class StreamlineIndex:
         if int(self.starts[-1]) != self.record.n_streamlines:
             raise lacks_parts(path)
         self._points = _map_points(self.header)
+        self._file = self.header.path.open("rb")
         self._pool = ThreadPoolExecutor(n_threads)
         self._n_threads = n_threads
 
@@ -87,6 +93,7 @@ class StreamlineIndex:
         trace: TracebackType | None,
     ) -> None:
         self._pool.shutdown()
+        self._file.close()
 
     def select(self, crop: MaskCrop | None, hit_test: str = "vertices") -> NDArray[np.int64]:
         """Positions of the streamlines that a mask hits.
@@ -114,29 +121,25 @@ class StreamlineIndex:
         if crop is None:
             return np.empty(0, dtype=np.int64)
         segments = hit_test == "segments"
-        status = classify_cells(crop, self.lattice, self.record.reach if segments else 0.0)
-        ranges = _ranges_of_cells(status)
+        verdict = _compare_cells(crop, self.lattice, self.record.reach if segments else 0.0)
 
         def hits(number: int) -> NDArray[np.int64]:
-            block = self.blocks[number]
-            found = self._block_hits(block, status, ranges, crop, segments)
+            found = self._block_hits(self.blocks[number], verdict, crop, segments)
             return found + self.starts[number]
 
         return np.concatenate(self._map(hits, range(len(self.blocks))))
 
     def _block_hits(
-        self,
-        block: IndexBlock,
-        status: NDArray[np.uint8],
-        ranges: NDArray[np.uint32],
-        crop: MaskCrop,
-        segments: bool,
+        self, block: IndexBlock, verdict: _Verdict, crop: MaskCrop, segments: bool
     ) -> NDArray[np.int64]:
         from lacuna_nipype.core.streamline_kernels import mark_streamlines
 
         marks = np.zeros(block.n_streamlines, dtype=np.uint8)
-        for begin, end in np.searchsorted(block.cell, ranges):
-            mark_streamlines(block.cell, block.cell_start, block.member, begin, end, status, marks)
+        for begin, end in np.searchsorted(block.cell, verdict.ranges):
+            mark_streamlines(
+                block.cell, block.cell_start, block.member, block.octant, begin, end,
+                verdict.status, verdict.touched, verdict.inside, marks,
+            )  # fmt: skip
         if segments:
             marks[block.long] |= TOUCHED
         hit = marks >= INSIDE
@@ -150,6 +153,7 @@ class StreamlineIndex:
     ) -> NDArray[np.bool_]:
         from lacuna_nipype.core.streamline_kernels import test_segments, test_vertices
 
+        self._request(block, candidates)
         points, first, last = self._points_of(block, candidates)
         shape = np.array(crop.grid.shape, dtype=np.int64)
         inside = crop.inside.ravel()
@@ -160,6 +164,22 @@ class StreamlineIndex:
             exact = np.ascontiguousarray(crop.grid.world_to_voxel)
             test_segments(points, first, last, exact, shape, inside, hit)
         return hit
+
+    def _request(self, block: IndexBlock, streamlines: NDArray[np.int64]) -> None:
+        """Have the disk fetch the points of some streamlines; otherwise each is waited for."""
+        # What macOS lacks costs time only.
+        if not hasattr(os, "posix_fadvise") or not len(streamlines):
+            return
+        triplet = 3 * self.header.dtype.itemsize
+        begin, end = (
+            (block.first[streamlines + later].astype(np.int64) + block.position) * triplet
+            + self.header.offset
+            for later in (0, 1)
+        )
+        gap = np.flatnonzero(begin[1:] - end[:-1] > READ_ACROSS_BYTES)
+        begin, end = begin[np.append(0, gap + 1)], end[np.append(gap, len(end) - 1)]
+        for start, stop in zip(begin.tolist(), end.tolist(), strict=True):
+            os.posix_fadvise(self._file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
 
     def _points_of(
         self, block: IndexBlock, streamlines: NDArray[np.int64]
@@ -282,7 +302,9 @@ class StreamlineIndex:
     def streamlines(self, positions: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
         """Points of some streamlines (ascending positions), one after the other."""
         for number, block in enumerate(self.blocks):
-            for i in self._members(number, positions):
+            members = self._members(number, positions)
+            self._request(block, members)
+            for i in members:
                 points, first, last = self._points_of(block, np.array([i]))
                 yield np.array(points[first[0] : last[0]])
 
@@ -314,16 +336,29 @@ def read_mask(path: Path) -> MaskCrop | None:
     return crop_mask(grid.from_stored(inside), grid)
 
 
-def _ranges_of_cells(status: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """First cell and one past the last of the lattice that a mask touches, and of the outside.
+@dataclass(frozen=True, eq=False)
+class _Verdict:
+    """What the cells of a lattice say of a mask.
 
-    Shape (n, 2), n at most 2.
+    ``ranges``, shape (n, 2): first and one past the last cell to look at. The others are of
+    ``classify_cells`` and ``classify_octants``.
     """
+
+    status: NDArray[np.uint8]
+    touched: NDArray[np.uint8]
+    inside: NDArray[np.uint8]
+    ranges: NDArray[np.uint32]
+
+
+def _compare_cells(crop: MaskCrop, lattice: CellLattice, reach: float) -> _Verdict:
+    status = classify_cells(crop, lattice, reach)
     occupied = np.flatnonzero(status[:-1])
     ranges = [(occupied[0], occupied[-1] + 1)] if len(occupied) else []
+    # The last one stands for everywhere outside of the lattice.
     if status[-1]:
         ranges.append((len(status) - 1, len(status)))
-    return np.array(ranges, dtype=np.uint32).reshape(-1, 2)
+    touched, inside = classify_octants(crop, lattice, status, reach)
+    return _Verdict(status, touched, inside, np.array(ranges, dtype=np.uint32).reshape(-1, 2))
 
 
 def _map_arrays(path: Path) -> tuple[list[IndexBlock], NDArray[np.uint32], CellLattice]:

@@ -237,11 +237,14 @@ class CorrelationMaps:
     t : array or None
         One-sample t of z against zero; 0 where z does not vary over subjects; None for a single
         subject, which has no variance.
+    standard_error : array or None
+        Of z; 0 where z does not vary over subjects; None for a single subject.
     """
 
     z: NDArray[np.float64]
     r: NDArray[np.float64]
     t: NDArray[np.float64] | None
+    standard_error: NDArray[np.float64] | None = None
 
 
 def correlation_maps(moments: Moments) -> CorrelationMaps:
@@ -264,5 +267,11 @@ def correlation_maps(moments: Moments) -> CorrelationMaps:
         return CorrelationMaps(z, np.tanh(z), None)
     rounding = n * (16 * np.finfo(np.float64).eps * np.maximum(np.abs(z), 1.0)) ** 2
     varies = moments.m2 > rounding
-    standard_error = np.sqrt(np.where(varies, moments.m2, 1.0) / (n - 1) / n)
-    return CorrelationMaps(z, np.tanh(z), np.where(varies, z / standard_error, 0.0))
+    standard_error = np.sqrt(np.where(varies, moments.m2, 0.0) / (n - 1) / n)
+    return CorrelationMaps(z, np.tanh(z), t_values(z, standard_error), standard_error)
+
+
+def t_values(z: NDArray[np.floating], standard_error: NDArray[np.floating]) -> NDArray[np.float64]:
+    """One-sample t: z over its standard error, 0 where that is 0."""
+    varies = standard_error > 0
+    return np.where(varies, z / np.where(varies, standard_error, 1.0), 0.0)

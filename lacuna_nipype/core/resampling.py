@@ -27,7 +27,9 @@ class LesionResampling:
     volume_ml_before, volume_ml_after : float
         Volume in ml.
     centre_shift_mm : float or None
-        Distance in mm between the centres of mass; None for an empty mask.
+        Distance in mm between the centres of mass; None for an empty mask. After a warp it is
+        measured in the space that the lesion comes from: the result is taken back there, every
+        voxel with the volume that it has there, so that only what sampling did is counted.
     kept_by_centre : bool
         The lesion would have vanished; the target voxel that holds its centre of mass was kept.
     """
@@ -58,7 +60,8 @@ def voxel_map(source: Grid, target: Grid) -> NDArray[np.float64]:
     return np.linalg.inv(source.affine) @ target.affine
 
 
-def _round_indices(coordinates: NDArray[np.float64]) -> NDArray[np.intp]:
+def round_indices(coordinates: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Nearest voxel of fractional indices; one midway goes to the larger index."""
     return np.floor(coordinates + 0.5 + TIE_TOLERANCE).astype(np.intp)
 
 
@@ -106,7 +109,7 @@ def nearest_voxels(source: Grid, target: Grid, x_slice: slice | None = None) -> 
         else:
             other = axes[axis]
             coordinates = matrix[axis, 3] + matrix[axis, other] * _along(ranges[other], other)
-        index = _round_indices(np.asarray(coordinates))
+        index = round_indices(np.asarray(coordinates))
         outside |= (index < 0) | (index >= source.shape[axis])
         flat += index * strides[axis]
     flat[outside] = -1
@@ -186,7 +189,7 @@ def centre_of_mass(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.float64] |
 def count_outside(mask: NDArray[np.bool_], source: Grid, target: Grid) -> int:
     """Count the voxels of a mask whose centres lie outside a grid's field of view."""
     matrix = voxel_map(target.canonical, source)
-    index = _round_indices(np.argwhere(mask) @ matrix[:3, :3].T + matrix[:3, 3])
+    index = round_indices(np.argwhere(mask) @ matrix[:3, :3].T + matrix[:3, 3])
     outside = (index < 0) | (index >= target.canonical.shape)
     return int(np.count_nonzero(outside.any(axis=1)))
 
@@ -211,21 +214,55 @@ def resample_mask(
     """
     resampled = resample_nearest(mask, source, target, fill=0)
     before = centre_of_mass(mask, source)
-    kept = False
-    if before is not None and not resampled.any():
-        # In RAS order, so that a centre midway between two voxels goes the same way in the world.
-        view, ras = to_canonical(resampled, target)
-        position = np.linalg.inv(ras.affine) @ np.append(before, 1.0)
-        index = _round_indices(position[:3])
-        if np.all((index >= 0) & (index < ras.shape)):
-            view[tuple(index)] = True
-            kept = True
+    kept = keep_centre(resampled, target, before)
     after = centre_of_mass(resampled, target)
     shift = None
     if before is not None and after is not None:
         shift = float(np.linalg.norm(after - before))
+    return resampled, account_for_lesion(mask, source, resampled, target, shift, kept)
+
+
+def keep_centre(
+    resampled: NDArray[np.bool_], target: Grid, centre: NDArray[np.floating[Any]] | None
+) -> bool:
+    """Put a lesion of which no voxel is left back where its centre of mass was.
+
+    Parameters
+    ----------
+    resampled : array of bool, shape of the grid
+        Changed in place where it is empty and the centre lies in the field of view.
+    target : Grid
+    centre : array, shape (3,), or None
+        World position, mm; None for a lesion that was empty from the start.
+
+    Returns
+    -------
+    bool
+        Whether a voxel was put back.
+    """
+    if centre is None or resampled.any():
+        return False
+    # In RAS order, so that a centre midway between two voxels goes the same way in the world.
+    view, ras = to_canonical(resampled, target)
+    position = np.linalg.inv(ras.affine) @ np.append(centre, 1.0)
+    index = round_indices(position[:3])
+    if not np.all((index >= 0) & (index < ras.shape)):
+        return False
+    view[tuple(index)] = True
+    return True
+
+
+def account_for_lesion(
+    mask: NDArray[np.bool_],
+    source: Grid,
+    resampled: NDArray[np.bool_],
+    target: Grid,
+    shift: float | None,
+    kept: bool,
+) -> LesionResampling:
+    """Count a lesion before and after; shift and kept as in :class:`LesionResampling`."""
     voxels_before, voxels_after = int(np.count_nonzero(mask)), int(np.count_nonzero(resampled))
-    accounting = LesionResampling(
+    return LesionResampling(
         voxels_before=voxels_before,
         voxels_after=voxels_after,
         volume_ml_before=voxels_before * source.voxel_volume_ml,
@@ -233,4 +270,3 @@ def resample_mask(
         centre_shift_mm=shift,
         kept_by_centre=kept,
     )
-    return resampled, accounting

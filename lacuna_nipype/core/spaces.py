@@ -135,14 +135,20 @@ def same_space(first: str, second: str) -> bool:
     return families[0] == families[1]
 
 
+def is_warpable(space: str) -> bool:
+    """Tell whether images can be taken from this space to others (from MNIColin27: no)."""
+    return bool(_catalogue()[canonical_space(space)].get("warpable", True))
+
+
+def _grid_of_entry(entry: dict) -> Grid:
+    affine = np.diag([entry["voxel_size"]] * 3 + [1.0])
+    affine[:3, 3] = entry["origin"]
+    return Grid.make(entry["shape"], affine)
+
+
 def template_grids(space: str) -> list[Grid]:
     """All catalogued grids of a space, in RAS order, finest first."""
-    grids = []
-    for entry in _catalogue()[canonical_space(space)]["grids"]:
-        affine = np.diag([entry["voxel_size"]] * 3 + [1.0])
-        affine[:3, 3] = entry["origin"]
-        grids.append(Grid.make(entry["shape"], affine))
-    return grids
+    return [_grid_of_entry(entry) for entry in _catalogue()[canonical_space(space)]["grids"]]
 
 
 def template_grid(space: str, resolution: float) -> Grid:
@@ -176,12 +182,47 @@ def template_grid(space: str, resolution: float) -> Grid:
     raise ValidationError(f"There is no standard {resolution:g} mm grid of {space}.")
 
 
+def grid_of_size(space: str, voxel_size: float) -> Grid:
+    """Grid of a space at any voxel size.
+
+    Parameters
+    ----------
+    space : str
+        Name or alias of a standard space.
+    voxel_size : float
+        mm.
+
+    Returns
+    -------
+    Grid
+        In RAS order: the standard grid where there is one of this size, else a lattice over the
+        field of view of the 1 mm grid, with the same centre.
+    """
+    try:
+        return template_grid(space, voxel_size)
+    except ValidationError:
+        whole = template_grid(space, 1)
+    shape = np.ceil(np.array(whole.shape) / voxel_size - GRID_TOLERANCE_MM).astype(int)
+    affine = np.diag([voxel_size] * 3 + [1.0])
+    centre = whole.affine[:3, 3] + (np.array(whole.shape) - 1) / 2
+    affine[:3, 3] = centre - voxel_size * (shape - 1) / 2
+    return Grid.make(shape.tolist(), affine)
+
+
 def spaces_of_grid(grid: Grid) -> tuple[str, ...]:
-    """Names of the spaces one of whose standard grids has exactly these voxels."""
+    """Names of the spaces one of whose standard grids has exactly these voxels.
+
+    Grids on which images of several spaces are common name no space: SPM's bounding box at 1 mm,
+    for one, which is Colin27's own grid.
+    """
     return tuple(
         space
-        for space in known_spaces()
-        if any(grid.same_lattice(candidate) for candidate in template_grids(space))
+        for space, content in _catalogue().items()
+        if any(
+            grid.same_lattice(_grid_of_entry(entry))
+            for entry in content["grids"]
+            if entry.get("distinctive", True)
+        )
     )
 
 

@@ -19,6 +19,9 @@ from lacuna_nipype.core.mrtrix_grid import MrtrixGrid
 CELL_SIZE_MM = 2.0
 # Points are looked up in single precision, which is off by less than this anywhere in a head.
 MARGIN_MM = 0.01
+# Points are said to lie in an eighth of a cell where they are farther from its border than this.
+# Half of it is several times the error of single precision within a field of view.
+OCTANT_MARGIN_MM = 0.002
 OUTSIDE, TOUCHED, INSIDE = 0, 1, 2
 
 
@@ -46,12 +49,14 @@ class CellLattice:
         return self.shape[0] * self.shape[1] * self.shape[2]
 
     @classmethod
-    def around(cls, grid: MrtrixGrid, size: float = CELL_SIZE_MM) -> CellLattice:
-        """Lattice that covers the field of view of a voxel grid."""
+    def around(
+        cls, grid: MrtrixGrid, size: float = CELL_SIZE_MM, phase: float = 0.0
+    ) -> CellLattice:
+        """Lattice that covers a grid's field of view; borders are at the phase (mm) and so on."""
         low, high = _bounds(grid)
-        first = np.floor(low / size).astype(int)
-        counts = np.ceil(high / size).astype(int) - first
-        return cls(first * size, (int(counts[0]), int(counts[1]), int(counts[2])), size)
+        first = np.floor((low - phase) / size).astype(int)
+        counts = np.ceil((high - phase) / size).astype(int) - first
+        return cls(first * size + phase, (int(counts[0]), int(counts[1]), int(counts[2])), size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +147,46 @@ def classify_cells(crop: MaskCrop, lattice: CellLattice, reach: float = 0.0) -> 
     numbers = (indices[0] * lattice.shape[1] + indices[1]) * lattice.shape[2] + indices[2]
     status[numbers] = found
     return status
+
+
+def classify_octants(
+    crop: MaskCrop, lattice: CellLattice, status: NDArray[np.uint8], reach: float = 0.0
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Compare the eighths of cells that touch a mask with it.
+
+    Parameters
+    ----------
+    crop : MaskCrop
+    lattice : CellLattice
+    status : array, uint8, shape (n_cells + 1,)
+        From :func:`classify_cells` with the same reach.
+    reach : float
+        As for :func:`classify_cells`.
+
+    Returns
+    -------
+    touched, inside : array, uint8, shape (n_cells + 1,)
+        One bit for each eighth (the upper half along x 1, y 2, z 4 is the number of the bit):
+        whether a point there may lie in a voxel of the mask, and whether it must. Points nearer
+        to a border of eighths than ``OCTANT_MARGIN_MM`` are left out of account. Only of cells
+        whose status is 1; 0 elsewhere.
+    """
+    touched, inside = (np.zeros(lattice.n_cells + 1, dtype=np.uint8) for _ in range(2))
+    cells = np.flatnonzero(status[:-1] == TOUCHED)
+    index = np.stack(np.unravel_index(cells, lattice.shape))
+    sums = _summed_area(crop.inside)
+    # Of the margin, one half keeps points away from borders, the other is for single precision.
+    half = lattice.size / 4 - OCTANT_MARGIN_MM / 2
+    for octant in range(8):
+        upper = np.array([octant & 1, octant >> 1 & 1, octant >> 2])[:, np.newaxis]
+        centres = lattice.origin[:, np.newaxis] + (index + 0.25 + 0.5 * upper) * lattice.size
+        hit, volume = _count_in_boxes(crop.grid, sums, centres, half)
+        certain = hit == volume
+        if reach:
+            hit, _ = _count_in_boxes(crop.grid, sums, centres, half + reach + MARGIN_MM)
+        touched[cells] |= ((hit > 0) << octant).astype(np.uint8)
+        inside[cells] |= (certain << octant).astype(np.uint8)
+    return touched, inside
 
 
 def _bounds(grid: MrtrixGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -353,25 +353,66 @@ def list_cells(
 
 
 @compiled()
-def invert_cells(cells: Any, counts: Any, slots: Any, starts: Any, members: Any) -> None:
+def invert_cells(
+    points: Any,
+    first: Any,
+    origin: Any,
+    size: Any,
+    shape: Any,
+    margin: Any,
+    cells: Any,
+    counts: Any,
+    slots: Any,
+    starts: Any,
+    found: Any,
+    members: Any,
+    octants: Any,
+) -> None:
     """Turn lists streamline -> cells into lists cell -> streamlines, ascending.
 
     Parameters
     ----------
+    points, first, origin, size, shape
+        As :func:`list_cells` has them.
+    margin : float
+        A point nearer to the border of an eighth of a cell than this, mm, is not certain.
     cells, counts
         From :func:`list_cells`.
     slots : array, int64, shape (n_cells + 1,)
         Place of each cell that occurs among those of the block.
     starts : array, int64, shape (n_occurring,)
         Where each cell's list begins; scratch, ends as where it ends.
+    found : array, uint16, shape (n_cells + 1,)
+        Scratch.
     members : array, uint16
         Result.
+    octants : array, uint8
+        Result: in which eighths of the cell the streamline has points, one bit for each (the
+        upper half along x 1, y 2, z 4 is the number of the bit); 0 where a point is not certain
+        or outside of the lattice.
     """
+    outside = shape[0] * shape[1] * shape[2]
+    near = 2.0 * margin / size
     n = 0
     for i in range(counts.size):
+        for k in range(n, n + counts[i]):
+            found[cells[k]] = 0
+        for j in range(first[i], first[i + 1] - 1 if counts[i] else first[i]):
+            cell, octant, uncertain = np.int64(0), 0, False
+            for axis in range(3):
+                place = (np.float64(points[j, axis]) - origin[axis]) / size
+                if not (place >= 0 and place < shape[axis]):
+                    cell, uncertain = outside, True
+                    break
+                half = 2.0 * (place - int(place))
+                uncertain |= abs(half - np.floor(half + _HALF)) < near
+                octant |= int(half) << axis
+                cell = cell * shape[axis] + int(place)
+            found[cell] |= 256 if uncertain else 1 << octant
         for _ in range(counts[i]):
-            slot = slots[cells[n]]
+            slot, bits = slots[cells[n]], found[cells[n]]
             members[starts[slot]] = i
+            octants[starts[slot]] = bits if bits < 256 else 0
             starts[slot] += 1
             n += 1
 
@@ -403,26 +444,46 @@ def longest_segments(points: Any, first: Any, squared: Any) -> None:
 
 @compiled()
 def mark_streamlines(
-    cells: Any, starts: Any, members: Any, begin: Any, end: Any, status: Any, marks: Any
+    cells: Any,
+    starts: Any,
+    members: Any,
+    octants: Any,
+    begin: Any,
+    end: Any,
+    status: Any,
+    touched: Any,
+    inside: Any,
+    marks: Any,
 ) -> None:
-    """Mark streamlines with the highest status of the cells in which they have a point.
+    """Mark streamlines with what the cells in which they have a point say of a mask.
 
     Parameters
     ----------
-    cells, starts, members
+    cells, starts, members, octants
         Inverted lists of a block.
     begin, end : int
         Range of ``cells`` to look at.
     status : array, uint8, shape (n_cells + 1,)
-        0 outside of the lesion, 1 possibly inside, 2 inside.
+        0 outside of the mask, 1 possibly inside, 2 inside.
+    touched, inside : array, uint8, shape (n_cells + 1,)
+        Where the status is 1: one bit for each eighth of the cell that is possibly inside, and
+        for each that is.
     marks : array, uint8, shape (n,)
-        Result; starts as zeros.
+        Result: bits 1 (possibly hit) and 2 (hit) are set; starts as zeros.
     """
     for c in range(begin, end):
-        found = status[cells[c]]
-        if found:
+        cell = cells[c]
+        if status[cell] == 2:
             for k in range(starts[c], starts[c + 1]):
-                marks[members[k]] |= found
+                marks[members[k]] |= 2
+        elif status[cell] == 1:
+            possible, certain = touched[cell], inside[cell]
+            for k in range(starts[c], starts[c + 1]):
+                octant = octants[k]
+                if octant & certain:
+                    marks[members[k]] |= 2
+                elif octant & possible or octant == 0:
+                    marks[members[k]] |= 1
 
 
 @compiled()

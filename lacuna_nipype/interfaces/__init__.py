@@ -8,6 +8,7 @@ from typing import Any
 _MODULES = {
     "ValidateMask": "mask",
     "ResampleMask": "mask",
+    "ApplyTransform": "transforms",
     "ConnectomeMask": "functional",
     "CorrelateBatch": "functional",
     "ReduceCorrelation": "functional",
@@ -21,6 +22,8 @@ _MODULES = {
     "TemplateGrid": "structural",
     "DisconnectionMap": "structural",
     "CombineSummaries": "structural",
+    "ReturnFunctionalMaps": "returned",
+    "ReturnMap": "returned",
     "AssignIndexedStreamlines": "streamlines",
     "BuildStreamlineIndex": "streamlines",
     "CheckTractogram": "streamlines",

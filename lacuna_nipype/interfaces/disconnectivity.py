@@ -21,29 +21,51 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from lacuna_nipype.interfaces.transforms import read_transforms
+
 
 class _PrepareNodesInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="atlas: 3D labels")
     labels_file = File(exists=True, mandatory=True, desc="names of the regions")
+    reference = File(
+        exists=True,
+        desc="image whose grid to use, of the atlas's space unless there are transforms; the "
+        "atlas's own grid otherwise",
+    )
+    transforms = InputMultiObject(
+        File(exists=True),
+        requires=["reference"],
+        desc="ITK transforms from the atlas's space to the tractogram's, in the order in which "
+        "they are applied to the atlas",
+    )
 
 
 class _PrepareNodesOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="image of nodes 1 to K, 0 for none")
+    out_meta = File(exists=True, desc="JSON: regions lost, volumes before and after, transforms")
     table = File(exists=True, desc="TSV: label in the atlas and name; row i is node i")
 
 
 class PrepareNodes(SimpleInterface):
-    """Number the parcels of an atlas without gaps, in the order of its labels file."""
+    """Number the parcels of an atlas without gaps, in the order of its labels file.
+
+    They move to another grid or space by nearest neighbour, so numbers never mix.
+    """
 
     input_spec = _PrepareNodesInputSpec
     output_spec = _PrepareNodesOutputSpec
 
     def _run_interface(self, runtime):
         from lacuna_nipype.atlases.nodes import make_nodes, write_nodes
+        from lacuna_nipype.core.files import write_json
 
-        nodes = make_nodes(Path(self.inputs.in_file), Path(self.inputs.labels_file))
-        image, table = write_nodes(nodes, Path(runtime.cwd))
+        inputs, folder = self.inputs, Path(runtime.cwd)
+        target, point_map, described = read_transforms(inputs.reference, inputs.transforms)
+        nodes = make_nodes(Path(inputs.in_file), Path(inputs.labels_file), target, point_map)
+        image, table = write_nodes(nodes, folder)
+        meta = {"RegionResampling": nodes.change.to_dict(), "Transforms": described}
         self._results["out_file"], self._results["table"] = str(image), str(table)
+        self._results["out_meta"] = str(write_json(folder / "nodes.json", meta))
         return runtime
 
 

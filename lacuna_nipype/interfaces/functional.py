@@ -232,6 +232,9 @@ class _ReduceCorrelationInputSpec(BaseInterfaceInputSpec):
         0.0, 1.0, 0.05, usedefault=True, desc="false discovery rate below which a voxel is marked"
     )
     t_threshold = traits.Float(desc="mark voxels whose t is larger in size")
+    with_errors = traits.Bool(
+        False, usedefault=True, desc="write the standard error of z, to move maps to other grids"
+    )
 
 
 class _ReduceCorrelationOutputSpec(TraitedSpec):
@@ -246,6 +249,7 @@ class _ReduceCorrelationOutputSpec(TraitedSpec):
     )
     qsig_maps = traits.List(File(exists=True), desc="voxels with a rate below fdr_alpha")
     tsig_maps = traits.List(File(exists=True), desc="voxels with a t above t_threshold in size")
+    error_maps = traits.List(File(exists=True), desc="standard error of z per lesion, if asked for")
     valid_mask = File(exists=True, desc="voxels whose series vary in some subject")
     summaries = traits.List(File(exists=True), desc="JSON summary per lesion")
 
@@ -267,6 +271,7 @@ class ReduceCorrelation(SimpleInterface):
             read_connectome_file(Path(inputs.connectome_file)),
             Path(runtime.cwd),
             MapOptions(inputs.p_maps, inputs.fdr_alpha, threshold),
+            with_errors=inputs.with_errors,
         )
         self._results.update(written)
         return runtime

@@ -16,40 +16,52 @@ from nipype.interfaces.base import (
 )
 
 from lacuna_nipype.core.parcels import STATISTICS
+from lacuna_nipype.interfaces.transforms import read_transforms
 
 
 class _PrepareParcelsInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="atlas: 3D labels or 4D probabilities")
     labels_file = File(exists=True, mandatory=True, desc="names of the regions")
     reference = File(
-        exists=True, desc="image of the same space whose grid to use; the atlas's own otherwise"
+        exists=True,
+        desc="image whose grid to use, of the atlas's space unless there are transforms; the "
+        "atlas's own grid otherwise",
+    )
+    transforms = InputMultiObject(
+        File(exists=True),
+        requires=["reference"],
+        desc="ITK transforms from the atlas's space to the reference's, in the order in which "
+        "they are applied to the atlas",
     )
 
 
 class _PrepareParcelsOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="sparse region weights on the grid (.npz)")
+    out_meta = File(exists=True, desc="JSON: regions lost, volumes before and after, transforms")
 
 
 class PrepareParcels(SimpleInterface):
     """Turn an atlas into sparse region weights on a grid, once for all lesions of a run.
 
-    Labels move by nearest neighbour, probabilities by trilinear interpolation; a region that
-    vanishes keeps its row.
+    Labels move by nearest neighbour, probabilities by trilinear interpolation, with or without
+    transforms; a region that vanishes keeps its row.
     """
 
     input_spec = _PrepareParcelsInputSpec
     output_spec = _PrepareParcelsOutputSpec
 
     def _run_interface(self, runtime):
-        from lacuna_nipype.atlases.parcels import load_parcels, save_parcels
-        from lacuna_nipype.core.images import load_map
+        from lacuna_nipype.atlases.parcels import bring_parcels, save_parcels
+        from lacuna_nipype.core.files import write_json
 
-        target = None
-        if isdefined(self.inputs.reference):
-            _, target = load_map(self.inputs.reference)
-        parcels = load_parcels(Path(self.inputs.in_file), Path(self.inputs.labels_file), target)
-        out_file = save_parcels(parcels, Path(runtime.cwd) / "parcels.npz")
-        self._results["out_file"] = str(out_file)
+        inputs, folder = self.inputs, Path(runtime.cwd)
+        target, point_map, described = read_transforms(inputs.reference, inputs.transforms)
+        parcels, change = bring_parcels(
+            Path(inputs.in_file), Path(inputs.labels_file), target, point_map
+        )
+        meta = {"RegionResampling": change.to_dict(), "Transforms": described}
+        self._results["out_file"] = str(save_parcels(parcels, folder / "parcels.npz"))
+        self._results["out_meta"] = str(write_json(folder / "parcels.json", meta))
         return runtime
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from nipype import logging
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
@@ -15,6 +16,8 @@ from nipype.interfaces.base import (
 )
 
 from lacuna_nipype.interfaces.structural import write_disconnection
+
+LOGGER = logging.getLogger("nipype.interface")
 
 
 class _ConvertTractogramInputSpec(BaseInterfaceInputSpec):
@@ -73,8 +76,15 @@ class CheckTractogram(SimpleInterface):
             "NumberOfStreamlines": counts.n,
             "EmptyStreamlines": counts.n_empty,
             "OnePointStreamlines": counts.n_one_point,
+            "ZeroLengthStreamlines": counts.n_zero_length,
             "PointsOutsideBrainPercent": round(100 * check_placement(path), 3),
         }
+        if counts.n_empty or counts.n_one_point or counts.n_zero_length:
+            LOGGER.warning(
+                "Of the %d streamlines of %s, %d have no points, %d have one, and %d have no "
+                "length; those without points are in no voxel and in no matrix.",
+                counts.n, path, counts.n_empty, counts.n_one_point, counts.n_zero_length,
+            )  # fmt: skip
         meta_file = write_json(Path(runtime.cwd) / "tractogram.json", {"Tractogram": found})
         self._results["out_file"] = str(path)
         self._results["n_streamlines"] = counts.n

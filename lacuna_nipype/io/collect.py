@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lacuna_nipype.core.exceptions import BidsError, ValidationError
+from lacuna_nipype.core.spaces import same_space
 from lacuna_nipype.io.naming import (
     ENTITY_NAMES,
     is_label,
@@ -61,6 +62,8 @@ _KNOWN_SPACE = re.compile(
     r"(?<![a-zA-Z0-9])(MNI152NLin2009[abc](?:Asym|Sym)|MNI152NLin6(?:Asym|Sym)|MNI152Lin"
     r"|MNI305|MNIColin27|MNIInfant|MNIPediatricAsym|NKI|OASIS30ANTs)(?![a-zA-Z0-9])"
 )
+# FSL's own names of its template, which is MNI152NLin6Asym.
+_FSL_TEMPLATE = re.compile(r"(?<![a-zA-Z0-9])MNI152_T1_(?:0\.5|1|2)mm")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ class LesionRecord:
         Folder of that dataset.
     sidecar : dict
         JSON metadata, inherited values included.
+    problem : str
+        Why the mask cannot be used whatever its voxels are (its name and sidecar contradict each
+        other, or the sidecar is damaged), in one sentence that names it; empty for no reason.
     """
 
     path: Path
@@ -98,6 +104,7 @@ class LesionRecord:
     dataset: str
     root: Path
     sidecar: dict[str, Any] = field(default_factory=dict, hash=False)
+    problem: str = ""
 
     @property
     def key(self) -> str:
@@ -805,15 +812,15 @@ def _records(
     records = []
     overridden: list[str] = []
     for image in images:
-        sidecar = sidecars.of(image)
-        if mask_space is None:
-            space, source = _declared_space(image, sidecar)
-        else:
-            space, source = mask_space, "mask-space"
-            declared = [value for _, value in _declarations(image, sidecar)]
-            if any(value.casefold() != mask_space.casefold() for value in declared):
-                overridden.append(f"{declared[0]} of {image.path.name}")
-        records.append(_record(image, space, source, sidecar))
+        record = _describe(image, sidecars, mask_space)
+        records.append(record)
+        if mask_space is not None:
+            others = [
+                space
+                for _, space in declared_spaces(image.entities, record.sidecar)
+                if not _agree(space, mask_space)
+            ]
+            overridden += [f"{others[0]} of {image.path.name}"] if others else []
     if overridden:
         notices.append(
             f"--mask-space {mask_space} replaces the declared space of "
@@ -822,8 +829,31 @@ def _records(
     return records
 
 
+def _describe(image: _Image, sidecars: _Sidecars, mask_space: str | None) -> LesionRecord:
+    """Make the record of a mask; what is wrong with it alone must not end the run of others."""
+    try:
+        sidecar = sidecars.of(image)
+    except BidsError as error:
+        return _record(image, None, "", {}, f"Mask {image.path} cannot be described: {error}")
+    if mask_space is not None:
+        return _record(image, mask_space, "mask-space", sidecar)
+    space, source, contradicting = settle_space(declared_spaces(image.entities, sidecar))
+    if contradicting is None:
+        return _record(image, space, source, sidecar)
+    where = "name" if source == "entity" else "sidecar"
+    problem = (
+        f"Mask {image.path} is in {space} by its {where} but in {contradicting} by its sidecar: "
+        "correct one of them, or decide with --mask-space."
+    )
+    return _record(image, None, "", sidecar, problem)
+
+
 def _record(
-    image: _Image, space: str | None, source: str, sidecar: dict[str, Any]
+    image: _Image,
+    space: str | None,
+    source: str,
+    sidecar: dict[str, Any],
+    problem: str = "",
 ) -> LesionRecord:
     return LesionRecord(
         path=image.path,
@@ -837,44 +867,97 @@ def _record(
         dataset=image.root.name,
         root=image.root.path,
         sidecar=sidecar,
+        problem=problem,
     )
 
 
-def _declarations(image: _Image, sidecar: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Everything that names the mask's space, most trusted first."""
+# --- declared spaces ------------------------------------------------------------------------
+
+
+def declared_spaces(
+    entities: Mapping[str, str], sidecar: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Everything that names an image's space, most trusted first.
+
+    Parameters
+    ----------
+    entities : mapping
+        Entities of the name, among them ``space``.
+    sidecar : mapping
+        JSON metadata. ``SpatialReference`` counts where it names one template: by TemplateFlow's
+        name or address, or as FSL calls its own. Of an object, ``VolumeReference`` counts, or
+        else all values together.
+
+    Returns
+    -------
+    list of (source, space)
+        The source is ``"entity"`` or ``"sidecar"``; spaces are as written.
+    """
     declared: list[tuple[str, str]] = []
-    if image.entities.get("space"):
-        declared.append(("entity", image.entities["space"]))
+    if entities.get("space"):
+        declared.append(("entity", entities["space"]))
     space = sidecar.get("Space")
     if isinstance(space, str) and space.strip():
         declared.append(("sidecar", space.strip()))
     reference = sidecar.get("SpatialReference")
-    texts = reference.values() if isinstance(reference, dict) else [reference]
-    names = set()
-    for text in texts:
+    if isinstance(reference, dict):
+        reference = reference.get("VolumeReference", list(reference.values()))
+    names: set[str] = set()
+    for text in reference if isinstance(reference, list) else [reference]:
         if isinstance(text, str):
-            found = _TEMPLATE.findall(text) or _KNOWN_SPACE.findall(text)
-            names.update(found)
+            fsl = ["MNI152NLin6Asym"] if _FSL_TEMPLATE.search(text) else []
+            names.update(_TEMPLATE.findall(text) or _KNOWN_SPACE.findall(text) or fsl)
     if len(names) == 1:  # a reference to several spaces declares none
         declared.append(("sidecar", names.pop()))
     return declared
 
 
-def _declared_space(image: _Image, sidecar: Mapping[str, Any]) -> tuple[str | None, str]:
-    declared = _declarations(image, sidecar)
+def settle_space(
+    declared: Sequence[tuple[str, str]],
+) -> tuple[str | None, str, str | None]:
+    """Draw the conclusion from all declarations of an image's space.
+
+    Parameters
+    ----------
+    declared : sequence of (source, space)
+        See :func:`declared_spaces`.
+
+    Returns
+    -------
+    space : str or None
+        The most trusted one, or one that says the same more exactly (``MNI152NLin2009cAsym``
+        rather than ``MNI152``); None when there is none.
+    source : str
+        What declared it; empty for none.
+    contradicting : str or None
+        Another declared space that cannot be true too.
+    """
     if not declared:
-        return None, ""
+        return None, "", None
     source, space = declared[0]
-    for _, other in declared[1:]:
-        # "MNI152" says less than "MNI152NLin6Asym"; it does not contradict it.
-        short, long = sorted((space.casefold(), other.casefold()), key=len)
-        if not long.startswith(short):
-            raise BidsError(
-                f"The space of {image.path} is {space} by its "
-                f"{'name' if source == 'entity' else 'sidecar'} but {other} by its sidecar: "
-                "correct one of them, or decide with --mask-space."
-            )
-    return space, source
+    for other_source, other in declared[1:]:
+        if not _agree(space, other):
+            return space, source, other
+        if len(other) > len(space) and _begins_with(other, space):
+            source, space = other_source, other
+    return space, source, None
+
+
+def _agree(first: str, second: str) -> bool:
+    """Tell whether two names of a space can both be true.
+
+    "MNI152" says less than "MNI152NLin2009cAsym"; it does not contradict it.
+    """
+    if _begins_with(first, second) or _begins_with(second, first):
+        return True
+    try:
+        return same_space(first, second)
+    except ValidationError:
+        return False
+
+
+def _begins_with(text: str, start: str) -> bool:
+    return text.casefold().startswith(start.casefold())
 
 
 class _Sidecars:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,19 @@ from lacuna_nipype.core.spaces import (
     check_declared_space,
     known_spaces,
     same_space,
+    spaces_of_grid,
 )
 from lacuna_nipype.io.collect import LesionRecord
 from lacuna_nipype.io.images import Mask, load_mask
+from lacuna_nipype.io.normalisation import NativeTransform
 
 ON_EMPTY = ("warn", "skip", "error")
+# Finds the transform of a mask in the participant's own space; None for one in a standard space.
+Normaliser = Callable[[LesionRecord, Grid], NativeTransform | None]
+# Says why images of one space cannot be brought to another; None when they can.
+Obstacle = Callable[[str, str], str | None]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,9 @@ class Lesion:
     n_voxels : int
     volume_ml : float
     warnings : tuple of str
+    normalisation : tuple of Path
+        Transforms from the participant's own space to the standard one, in order; none for a
+        mask that is there already.
     """
 
     record: LesionRecord
@@ -47,6 +59,7 @@ class Lesion:
     n_voxels: int
     volume_ml: float
     warnings: tuple[str, ...]
+    normalisation: tuple[Path, ...] = ()
 
     @property
     def entities(self) -> dict[str, str]:
@@ -80,6 +93,8 @@ def inspect_lesions(
     brain: tuple[NDArray[np.bool_], Grid] | None = None,
     on_empty: str = "warn",
     insist_on_space: bool = False,
+    normalise: Normaliser | None = None,
+    obstacle: Obstacle | None = None,
     n_threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
@@ -96,6 +111,12 @@ def inspect_lesions(
         What to do with an empty mask: analyse it (all results are zero), leave it out, refuse it.
     insist_on_space : bool
         The space was given by the user explicitly; a grid of another space is a remark then.
+    normalise : callable, optional
+        Finds the transform of a mask in the participant's own space; None for a mask in a
+        standard space.
+    obstacle : callable, optional
+        Says why a mask of one space cannot be brought to another; None when it can. Without it,
+        spaces of another anatomy cannot be reached.
     n_threads : int
         Masks read at the same time.
     progress : callable, optional
@@ -117,6 +138,8 @@ def inspect_lesions(
                 brain=brain,
                 insist_on_space=insist_on_space,
                 on_empty=on_empty,
+                normalise=normalise,
+                obstacle=obstacle,
             )
         except (ValidationError, SpatialMismatchError) as error:
             return error
@@ -124,19 +147,49 @@ def inspect_lesions(
     lesions: list[Lesion] = []
     refused: dict[str, str] = {}
     skipped: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=n_threads) as pool:
-        for done, (record, result) in enumerate(
-            zip(records, pool.map(inspect, records), strict=True), start=1
-        ):
-            if isinstance(result, Lesion):
-                lesions.append(result)
-            elif isinstance(result, EmptyMaskError) and on_empty == "skip":
-                skipped[record.key] = str(result)
-            else:
-                refused[record.key] = str(result)
-            if progress is not None:
-                progress(done, len(records))
+    results = map_threads(inspect, records, n_threads=n_threads, progress=progress)
+    for record, result in zip(records, results, strict=True):
+        if isinstance(result, Lesion):
+            lesions.append(result)
+        elif isinstance(result, EmptyMaskError) and on_empty == "skip":
+            skipped[record.key] = str(result)
+        else:
+            refused[record.key] = str(result)
     return Inspection(tuple(lesions), refused, skipped)
+
+
+def map_threads(
+    function: Callable[[_Item], _Result],
+    items: Sequence[_Item],
+    *,
+    n_threads: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[_Result]:
+    """Apply a function to every item, several at a time.
+
+    Parameters
+    ----------
+    function : callable
+        Spends its time outside the interpreter, in decompression or numpy.
+    items : sequence
+    n_threads : int
+    progress : callable, optional
+        Called with (done, total).
+
+    Yields
+    ------
+    object
+        Results in the order of the items. What was not begun when the caller stops, or is
+        interrupted, is not done.
+    """
+    pool = ThreadPoolExecutor(max_workers=n_threads)
+    try:
+        for done, result in enumerate(pool.map(function, items), start=1):
+            if progress is not None:
+                progress(done, len(items))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def inspect_lesion(
@@ -146,13 +199,15 @@ def inspect_lesion(
     brain: tuple[NDArray[np.bool_], Grid] | None = None,
     on_empty: str = "warn",
     insist_on_space: bool = False,
+    normalise: Normaliser | None = None,
+    obstacle: Obstacle | None = None,
 ) -> Lesion:
     """Read one mask and check it against what it will be compared with.
 
     Parameters
     ----------
     record : LesionRecord
-    targets, brain, on_empty, insist_on_space
+    targets, brain, on_empty, insist_on_space, normalise, obstacle
         See :func:`inspect_lesions`.
 
     Returns
@@ -168,24 +223,89 @@ def inspect_lesion(
     EmptyMaskError
         Nothing of the mask is in the brain, and ``on_empty`` is not ``warn``.
     """
+    if record.problem:
+        raise ValidationError(record.problem)
+    return judge_mask(
+        record,
+        load_mask(record.path),
+        targets=targets,
+        brain=brain,
+        on_empty=on_empty,
+        insist_on_space=insist_on_space,
+        normalise=normalise,
+        obstacle=obstacle,
+    )
+
+
+def judge_mask(
+    record: LesionRecord,
+    mask: Mask,
+    *,
+    targets: Mapping[str, str],
+    brain: tuple[NDArray[np.bool_], Grid] | None = None,
+    on_empty: str = "warn",
+    insist_on_space: bool = False,
+    normalise: Normaliser | None = None,
+    obstacle: Obstacle | None = None,
+) -> Lesion:
+    """Check a mask that was read against what it will be compared with.
+
+    Parameters
+    ----------
+    record : LesionRecord
+    mask : Mask
+        Its image.
+    targets, brain, on_empty, insist_on_space, normalise, obstacle
+        See :func:`inspect_lesions`.
+
+    Returns
+    -------
+    Lesion
+
+    Raises
+    ------
+    ValidationError, SpatialMismatchError, EmptyMaskError
+        See :func:`inspect_lesion`.
+    """
     name = f"Mask {record.path}"
-    mask = load_mask(record.path)
     warnings = list(mask.warnings)
-    space = _space_of(record, mask, name, insist_on_space, warnings)
+    native = normalise(record, mask.grid) if normalise is not None else None
+    if native is None:
+        space = _space_of(record, mask, name, insist_on_space, warnings)
+    else:
+        space = native.target
+        warnings += native.notices
+    moved = native is not None
     for what, target in targets.items():
         if not same_space(space, target):
-            raise SpatialMismatchError(
-                f"{name} is in {space} but {what} is in {target}; bring the mask to {target} "
-                "first (this version does not warp between spaces)."
-            )
-    reason = _why_empty(mask, brain)
+            moved = True
+            _check_way(name, space, what, target, obstacle)
+    # Where a mask that is moved comes to lie is known once it has been moved.
+    reason = _why_empty(mask, None if moved else brain)
     if reason is not None:
         if on_empty != "warn":
             raise EmptyMaskError(f"{name} {reason}.")
         warnings.append(f"{name} {reason}; its results are zero.")
     return Lesion(
-        record, space, mask.grid.resolution_label, mask.n_voxels, mask.volume_ml, tuple(warnings)
+        record,
+        space,
+        mask.grid.resolution_label if native is None else "1",
+        mask.n_voxels,
+        mask.volume_ml,
+        tuple(warnings),
+        tuple(native.paths) if native is not None else (),
     )
+
+
+def _check_way(name: str, space: str, what: str, target: str, obstacle: Obstacle | None) -> None:
+    """Refuse a mask that cannot be brought to where it is needed."""
+    reason = f"bring the mask to {target} first."
+    if obstacle is not None:
+        found = obstacle(space, target)
+        if found is None:
+            return
+        reason = found
+    raise SpatialMismatchError(f"{name} is in {space} but {what} is in {target}; {reason}")
 
 
 def _space_of(
@@ -194,12 +314,17 @@ def _space_of(
     if record.space is None:
         raise ValidationError(
             f"{name} does not say which space it is in (no space- entity, no Space in its JSON); "
-            f"add --mask-space SPACE (one of {', '.join(known_spaces())})."
+            f"{which_space(mask.grid, '--mask-space')}."
         )
     try:
         canonical_space(record.space)
     except ValidationError as error:
-        raise ValidationError(f"{name} cannot be placed: {error}") from error
+        text = f"{name} cannot be placed: {error}"
+        likely = spaces_of_grid(mask.grid)
+        # A name such as MNI is vague; one such as MNI152NLin2009aSym is another space.
+        if any(space.casefold().startswith(record.space.casefold()) for space in likely):
+            text = f"{text.rstrip('.')}; {which_space(mask.grid, '--mask-space')}."
+        raise ValidationError(text) from error
     try:
         return check_declared_space(record.space, mask.grid, name)
     except SpatialMismatchError as error:
@@ -207,6 +332,29 @@ def _space_of(
             raise
         warnings.append(f"{error} --mask-space insists, so the declaration is followed.")
         return canonical_space(record.space)
+
+
+def which_space(grid: Grid, flag: str) -> str:
+    """Say what to do about an image that does not say its space; a grid is a hint, no proof.
+
+    Parameters
+    ----------
+    grid : Grid
+        Grid of the image.
+    flag : str
+        Option that names the space.
+
+    Returns
+    -------
+    str
+        End of a sentence, without a full stop.
+    """
+    likely = spaces_of_grid(grid)
+    if not likely:
+        return f"add {flag} SPACE (one of {', '.join(known_spaces())})"
+    if all(same_space(likely[0], space) for space in likely):
+        return f"its grid is that of {likely[0]}: add {flag} {likely[0]} if that is right"
+    return f"its grid is that of {' or '.join(likely)}: add {flag} with the right one"
 
 
 def _why_empty(mask: Mask, brain: tuple[NDArray[Any], Grid] | None) -> str | None:

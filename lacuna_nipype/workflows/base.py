@@ -11,11 +11,13 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from lacuna_nipype import __version__
+from lacuna_nipype.core.spaces import same_space
 from lacuna_nipype.interfaces.parcels import PrepareParcels
+from lacuna_nipype.interfaces.structural import TemplateGrid
 from lacuna_nipype.io.structural_outputs import StructuralOutputs
 from lacuna_nipype.workflows.fnm import init_fnm_wf
 from lacuna_nipype.workflows.lesion import init_lesion_wf
-from lacuna_nipype.workflows.mask import init_mask_wf
+from lacuna_nipype.workflows.mask import MASK_RESOLUTION_MM, init_mask_wf
 from lacuna_nipype.workflows.snm import OUTPUTS, init_tractogram_wf
 
 
@@ -39,6 +41,7 @@ def init_lacuna_wf(
     analyses: Sequence[str],
     atlases: Sequence[Mapping[str, Any]] = (),
     functional_files: Sequence[str | Path] = (),
+    functional_space: str | None = None,
     functional_resolution: str | None = None,
     fnm_maps: Sequence[str] = ("r", "z", "t", "p", "q", "qsig"),
     fnm_options: Mapping[str, Any] | None = None,
@@ -84,16 +87,22 @@ def init_lacuna_wf(
     ----------
     lesions : sequence of mappings
         ``key`` (unique text), ``mask_file``, ``entities`` (``space`` included), and optionally
-        ``resolution`` (of the mask) and ``metadata`` (for all sidecars of the lesion).
+        ``resolution`` (of the mask), ``metadata`` (for all sidecars of the lesion),
+        ``normalisation`` (transforms from the participant's own space), ``warps`` (transforms
+        to the connectomes' spaces, by space) and ``returns`` (see
+        :func:`lacuna_nipype.workflows.init_lesion_wf`).
     output_dir, base_dir : path-like
         Derivatives dataset and work folder.
     analyses : sequence of {"rd", "fnm", "snm", "afnm"}
         What to do.
     atlases : sequence of mappings
         ``image``, ``labels`` and ``entities`` of each atlas; optionally ``name`` and
-        ``description`` for summaries and sidecars.
+        ``description`` for summaries and sidecars, and ``transforms``: by standard space, those
+        that bring the atlas there.
     functional_files : sequence of path-like
         HDF5 files of the functional connectome.
+    functional_space : str, optional
+        Standard space of the functional connectome.
     functional_resolution : str, optional
         ``res`` entity of the functional maps.
     fnm_maps : sequence of str
@@ -138,23 +147,30 @@ def init_lacuna_wf(
             connectome_files=functional_files,
             memory_gb=memory_gb,
             omp_nthreads=omp_nthreads,
+            with_errors=any("fnm" in lesion.get("returns", {}) for lesion in lesions),
             **(fnm_options or {}),
         )
     if "snm" in analyses:
         tractogram_wf = _tractogram_wf(
             tractogram or {}, snm_resolution, snm_options or {}, snm_outputs, omp_nthreads
         )
-    parcels = {
-        analysis: _parcels_nodes(workflow, analysis, atlases, fnm_wf, tractogram_wf)
-        for analysis in analyses
-        if atlases
-    }
+    spaces = {"fnm": functional_space, "snm": (tractogram or {}).get("space")}
+    parcels = _Parcels(workflow, atlases, {"fnm": fnm_wf, "snm": tractogram_wf}, spaces)
     mask_wfs, lesion_wfs = [], []
     for lesion in lesions:
         own = lesion.get("metadata", {})
         mask_name, lesion_name = lesion_workflow_names(lesion["key"])
-        mask_wfs.append(init_mask_wf(space=lesion["entities"]["space"], name=mask_name))
+        warps = lesion.get("warps", {})
+        mask_wfs.append(
+            init_mask_wf(
+                space=lesion["entities"]["space"],
+                normalisation=lesion.get("normalisation", ()),
+                warps=warps,
+                name=mask_name,
+            )
+        )
         mask_wfs[-1].inputs.inputnode.mask_file = str(lesion["mask_file"])
+        warped = [key for key, space in spaces.items() if space in warps and key in analyses]
         lesion_wfs.append(
             init_lesion_wf(
                 entities=lesion["entities"],
@@ -163,7 +179,7 @@ def init_lacuna_wf(
                 atlases=atlases,
                 mask_resolution=lesion.get("resolution"),
                 fnm_maps=fnm_maps,
-                fnm_accounts=accounts,
+                fnm_accounts=[*accounts, *(["normalisation"] if "fnm" in warped else [])],
                 fnm_resolution=functional_resolution,
                 matrix_file=matrix_file,
                 matrix_atlas=matrix_atlas,
@@ -171,6 +187,8 @@ def init_lacuna_wf(
                 snm_resolution=f"{snm_resolution:g}",
                 snm_options=snm_options,
                 snm_outputs=snm_outputs,
+                map_spaces={key: spaces[key] for key in warped},
+                returns=lesion.get("returns"),
                 metadata={
                     key: {**own, **(metadata or {}).get(key, {})} for key in ("mask", *analyses)
                 },
@@ -189,10 +207,27 @@ def init_lacuna_wf(
                 )
             ]
         )
-        for analysis, node in parcels.items():
+        for key in ("fnm", "snm"):
+            if key in warped:
+                fields = [(f"outputnode.meta_{spaces[key]}", f"inputnode.{key}_normalisation")]
+                workflow.connect([(mask_wfs[-1], lesion_wfs[-1], fields)])
+        if "snm" in analyses:
+            source = f"mask_{spaces['snm']}" if "snm" in warped else "mask_file"
+            fields = [(f"outputnode.{source}", "inputnode.snm_mask_file")]
+            workflow.connect([(mask_wfs[-1], lesion_wfs[-1], fields)])
+        for analysis in analyses if atlases else ():
+            node = parcels.node(analysis, lesion["entities"]["space"])
             workflow.connect(node, "out", lesion_wfs[-1], f"inputnode.{analysis}_parcels")
     if fnm_wf is not None:
-        _connect_pass(workflow, fnm_wf, mask_wfs, lesion_wfs, fnm_maps, accounts)
+        masks = [
+            f"mask_{functional_space}" if functional_space in lesion.get("warps", {})
+            else "mask_file"
+            for lesion in lesions
+        ]  # fmt: skip
+        with_errors = [bool(lesion.get("returns", {}).get("fnm")) for lesion in lesions]
+        _connect_pass(
+            workflow, fnm_wf, mask_wfs, masks, lesion_wfs, fnm_maps, accounts, with_errors
+        )
     if tractogram_wf is not None:
         shared = [(f"outputnode.{field}", f"inputnode.snm_{field}") for field in OUTPUTS]
         for lesion_wf in lesion_wfs:
@@ -224,26 +259,58 @@ def _tractogram_wf(tractogram, resolution, options, outputs, omp_nthreads) -> pe
     )
 
 
-def _parcels_nodes(workflow, analysis, atlases, fnm_wf, tractogram_wf) -> pe.Node:
-    """Prepare every atlas on the grid of one analysis and list the results."""
-    merged = pe.Node(
-        niu.Merge(len(atlases)),
-        name=f"{analysis}_parcels",
-        run_without_submitting=True,
-        mem_gb=0.1,
-    )
-    for number, atlas in enumerate(atlases, start=1):
-        prepare = pe.Node(
-            PrepareParcels(in_file=str(atlas["image"]), labels_file=str(atlas["labels"])),
-            name=f"{analysis}_atlas_{number}",
-            mem_gb=1.0,
+class _Parcels:
+    """Nodes that prepare every atlas where an analysis needs it, each made once."""
+
+    def __init__(self, workflow, atlases, makers, spaces) -> None:
+        self.workflow, self.atlases, self.makers, self.spaces = workflow, atlases, makers, spaces
+        self.nodes: dict[str, dict[str, pe.Node]] = {}
+
+    def node(self, analysis, lesion_space) -> pe.Node:
+        """List the atlases for one analysis: on its maps' grid, or for lesions of a space."""
+        space = self.spaces.get(analysis) or lesion_space
+        for known, node in self.nodes.get(analysis, {}).items():
+            if same_space(known, space):
+                return node
+        own = self.nodes.setdefault(analysis, {})
+        own[space] = self._make(analysis, space, f"{analysis}_{space}" if own else analysis)
+        return own[space]
+
+    def _make(self, analysis, space, key) -> pe.Node:
+        merged = pe.Node(
+            niu.Merge(len(self.atlases)),
+            name=f"{key}_parcels",
+            run_without_submitting=True,
+            mem_gb=0.1,
         )
-        if analysis == "fnm":
-            workflow.connect(fnm_wf, "outputnode.valid_mask", prepare, "reference")
-        elif analysis == "snm":
-            workflow.connect(tractogram_wf, "outputnode.template", prepare, "reference")
-        workflow.connect(prepare, "out_file", merged, f"in{number}")
-    return merged
+        for number, atlas in enumerate(self.atlases, start=1):
+            prepare = pe.Node(
+                PrepareParcels(in_file=str(atlas["image"]), labels_file=str(atlas["labels"])),
+                name=f"{key}_atlas_{number}",
+                mem_gb=1.0,
+            )
+            transforms = atlas.get("transforms", {}).get(space, ())
+            if transforms:
+                prepare.inputs.transforms = [str(path) for path in transforms]
+            if analysis == "fnm":
+                source = (self.makers["fnm"], "outputnode.valid_mask")
+            elif analysis == "snm":
+                source = (self.makers["snm"], "outputnode.template")
+            else:
+                source = (self._grid(space, f"{key}_grid"), "out_file") if transforms else None
+            if source is not None:
+                self.workflow.connect(*source, prepare, "reference")
+            self.workflow.connect(prepare, "out_file", merged, f"in{number}")
+        return merged
+
+    def _grid(self, space, name) -> pe.Node:
+        """Make the standard grid for an atlas that comes from another space."""
+        node = self.workflow.get_node(name)
+        if node is None:
+            node = pe.Node(
+                TemplateGrid(space=space, resolution=MASK_RESOLUTION_MM), name=name, mem_gb=0.3
+            )
+        return node
 
 
 def _pick(items, number):
@@ -251,19 +318,22 @@ def _pick(items, number):
     return items[number]
 
 
-def _connect_pass(workflow, fnm_wf, mask_wfs, lesion_wfs, fnm_maps, accounts) -> None:
+def _connect_pass(
+    workflow, fnm_wf, mask_wfs, mask_fields, lesion_wfs, fnm_maps, accounts, with_errors
+) -> None:
     """Collect all masks for the one pass, and hand every lesion its own maps."""
     masks = pe.Node(
         niu.Merge(len(lesion_wfs)), name="all_masks", run_without_submitting=True, mem_gb=0.1
     )
     workflow.connect(masks, "out", fnm_wf, "inputnode.mask_files")
     for number, (mask_wf, lesion_wf) in enumerate(zip(mask_wfs, lesion_wfs, strict=True)):
-        workflow.connect(mask_wf, "outputnode.mask_file", masks, f"in{number + 1}")
+        workflow.connect(mask_wf, f"outputnode.{mask_fields[number]}", masks, f"in{number + 1}")
         workflow.connect(fnm_wf, "outputnode.valid_mask", lesion_wf, "inputnode.fnm_valid_mask")
         for listed, own in (
             *((f"{quantity}_maps", f"fnm_{quantity}") for quantity in fnm_maps),
             ("summaries", "fnm_summary"),
             *((account, f"fnm_{account}") for account in accounts),
+            *([("error_maps", "fnm_error")] if with_errors[number] and "t" in fnm_maps else []),
         ):
             source = (f"outputnode.{listed}", _pick, number)
             workflow.connect(fnm_wf, source, lesion_wf, f"inputnode.{own}")

@@ -18,11 +18,10 @@ from lacuna_nipype.interfaces.functional import (
 )
 from lacuna_nipype.interfaces.mask import ResampleMask
 
-
 # Results of the last step that are handed on under their own names.
 REDUCED = (
-    "r_maps", "z_maps", "t_maps", "p_maps", "q_maps", "qsig_maps", "tsig_maps", "summaries",
-    "valid_mask",
+    "r_maps", "z_maps", "t_maps", "p_maps", "q_maps", "qsig_maps", "tsig_maps", "error_maps",
+    "summaries", "valid_mask",
 )  # fmt: skip
 
 
@@ -37,6 +36,7 @@ def init_fnm_wf(
     verify_voxels: int = 0,
     verify_files: Sequence[str | Path] = (),
     stored_error: float = 0.0,
+    with_errors: bool = False,
     memory_gb: float = 2.0,
     omp_nthreads: int = 1,
     name: str = "fnm_wf",
@@ -73,6 +73,8 @@ def init_fnm_wf(
         The source files: the connectome's own where it is in Lacuna's layout.
     stored_error : float
         Error of correlations that the store states.
+    with_errors : bool
+        Make maps of the standard error of z, with which maps move to other grids.
     memory_gb : float
         Memory in GB that the pass over one file may take.
     omp_nthreads : int
@@ -87,7 +89,7 @@ def init_fnm_wf(
 
     Outputs
     -------
-    r_maps, z_maps, t_maps, p_maps, q_maps, qsig_maps, tsig_maps, summaries
+    r_maps, z_maps, t_maps, p_maps, q_maps, qsig_maps, tsig_maps, error_maps, summaries
         Lists in the order of the masks, empty for maps that are not made: with a connectome of
         one subject there are only r and z.
     selection
@@ -139,7 +141,7 @@ def init_fnm_wf(
             ),
         ]
     )
-    reduce_.inputs.trait_set(p_maps=p_maps, fdr_alpha=fdr_alpha)
+    reduce_.inputs.trait_set(p_maps=p_maps, fdr_alpha=fdr_alpha, with_errors=with_errors)
     if t_threshold is not None:
         reduce_.inputs.t_threshold = t_threshold
     if method == "boes":

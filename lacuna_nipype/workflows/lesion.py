@@ -10,6 +10,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from lacuna_nipype.interfaces.bids import DerivativesDataSink
+from lacuna_nipype.interfaces.returned import ReturnFunctionalMaps, ReturnMap
 from lacuna_nipype.io.quantities import FNM_TABLES, resolution_text
 from lacuna_nipype.io.structural_outputs import StructuralOutputs
 from lacuna_nipype.workflows.afnm import init_afnm_wf
@@ -36,6 +37,10 @@ INPUTS = (
     "fnm_resampling",
     "fnm_selection",
     "fnm_verification",
+    "fnm_error",
+    "fnm_normalisation",
+    "snm_mask_file",
+    "snm_normalisation",
     "snm_parcels",
     *(f"snm_{field}" for field in OUTPUTS),
 )
@@ -57,6 +62,8 @@ def init_lesion_wf(
     snm_resolution: str | None = None,
     snm_options: Mapping[str, Any] | None = None,
     snm_outputs: StructuralOutputs | None = None,
+    map_spaces: Mapping[str, str] | None = None,
+    returns: Mapping[str, Mapping[str, Any]] | None = None,
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
     name: str = "lesion_wf",
 ) -> pe.Workflow:
@@ -106,6 +113,12 @@ def init_lesion_wf(
         :func:`lacuna_nipype.workflows.init_snm_wf`.
     snm_outputs : StructuralOutputs, optional
         What to store of structural disconnection beside the map.
+    map_spaces : mapping of str to str, optional
+        Standard space of the maps of ``fnm`` and ``snm`` as made, where it is not the lesion's.
+    returns : mapping of str to mapping, optional
+        Maps of ``fnm`` and ``snm`` to bring to another space or grid: ``space``,
+        ``resolution`` (mm) and ``transforms`` (in order; none for another grid only). For
+        ``fnm`` also ``n_subjects``, ``p_maps``, ``fdr_alpha`` and ``t_threshold``.
     metadata : mapping of str to mapping, optional
         Sidecar content of ``mask`` and of each analysis.
     name : str
@@ -119,8 +132,12 @@ def init_lesion_wf(
         Prepared parcels: on the atlases' own grids, and on the grids of the maps.
     fnm_r, fnm_z, fnm_t, fnm_p, fnm_q, fnm_qsig, fnm_tsig
         Functional maps of this lesion.
-    fnm_valid_mask, fnm_summary, fnm_resampling, fnm_selection, fnm_verification
+    fnm_valid_mask, fnm_summary, fnm_resampling, fnm_selection, fnm_verification, fnm_error
         Of this lesion, from the functional pass.
+    snm_mask_file
+        The mask in the tractogram's space.
+    fnm_normalisation, snm_normalisation
+        JSON: what bringing the mask to the connectome's space did.
     snm_template, snm_tractogram, snm_index, snm_full_tdi
         Of the whole tractogram, from :func:`lacuna_nipype.workflows.init_tractogram_wf`.
     snm_assignments, snm_nodes_tables, snm_full_matrices
@@ -160,13 +177,17 @@ def init_lesion_wf(
         )
         afnm_wf = init_afnm_wf(matrix_file=matrix_file, weighting=afnm_weighting)
         _connect_afnm(workflow, inputnode, afnm_wf, output_wf, matrix_atlas)
+    places = {
+        analysis: _map_entities(analysis, native, map_spaces or {}, returns or {})
+        for analysis, native in (("fnm", fnm_resolution), ("snm", snm_resolution))
+    }
     if "fnm" in analyses:
         averaged = [quantity for quantity in fnm_maps if quantity in FNM_TABLES]
         output_wf = init_output_wf(
             **shared,
             analysis="fnm",
             maps=[*fnm_maps, "valid"],
-            map_entities=_res(fnm_resolution),
+            map_entities=places["fnm"],
             atlases=atlases,
             tables=averaged,
             metadata=metadata.get("fnm"),
@@ -174,15 +195,20 @@ def init_lesion_wf(
             name="fnm_output_wf",
         )
         _list_files(workflow, inputnode, fnm_accounts, "fnm_accounts", output_wf, "meta_file")
-        _connect_fnm(workflow, inputnode, output_wf, fnm_maps, averaged if atlases else ())
+        way = (returns or {}).get("fnm")
+        _connect_fnm(
+            workflow, inputnode, output_wf, fnm_maps, averaged if atlases else (),
+            _return_fnm(workflow, inputnode, fnm_maps, way) if way else None,
+        )  # fmt: skip
     if "snm" in analyses:
         outputs = snm_outputs or StructuralOutputs()
-        further = outputs.files(_res(snm_resolution))
+        native = _map_entities("snm", snm_resolution, map_spaces or {}, {})
+        further = outputs.files(native)
         output_wf = init_output_wf(
             **shared,
             analysis="snm",
             maps=["disconnectionpct"],
-            map_entities=_res(snm_resolution),
+            map_entities=places["snm"],
             atlases=atlases,
             tables=["mapdisconnectionpct"],
             further=further,
@@ -198,9 +224,68 @@ def init_lesion_wf(
             with_groups=bool(outputs.bundles),
             with_streamlines=outputs.intermediate,
         )
+        _list_metas(workflow, inputnode, output_wf, "snm" in (map_spaces or {}))
         stored = [field for field, _ in further]
-        _connect_snm(workflow, inputnode, snm_wf, output_wf, stored, with_atlases=bool(atlases))
+        _connect_snm(
+            workflow, inputnode, snm_wf, output_wf, stored,
+            with_atlases=bool(atlases),
+            way=(returns or {}).get("snm"),
+        )  # fmt: skip
     return workflow
+
+
+def _map_entities(analysis, native, map_spaces, returns) -> dict[str, str]:
+    """Entities of an analysis's maps: where they are returned to, or where they were made."""
+    if analysis in returns:
+        way = returns[analysis]
+        return {"space": way["space"], **_res(f"{way['resolution']:g}")}
+    space = {"space": map_spaces[analysis]} if analysis in map_spaces else {}
+    return {**space, **_res(native)}
+
+
+def _list_metas(workflow, inputnode, output_wf, warped) -> None:
+    """Gather what is known of the tractogram, and of the mask's way to its space."""
+    if not warped:
+        workflow.connect(inputnode, "snm_meta_file", output_wf, "inputnode.meta_file")
+        return
+    listed = pe.Node(niu.Merge(2), name="snm_metas", run_without_submitting=True, mem_gb=0.1)
+    workflow.connect(
+        [
+            (inputnode, listed, [("snm_meta_file", "in1"), ("snm_normalisation", "in2")]),
+            (listed, output_wf, [("out", "inputnode.meta_file")]),
+        ]
+    )
+
+
+def _return_fnm(workflow, inputnode, quantities, way) -> pe.Node:
+    """Make the functional maps in the lesion's space, or on the grid asked for."""
+    node = pe.Node(
+        ReturnFunctionalMaps(quantities=list(quantities), **_plain_way(way)),
+        name="fnm_return",
+        mem_gb=1.5,
+    )
+    workflow.connect(
+        [
+            (
+                inputnode,
+                node,
+                [
+                    ("mask_file", "mask_file"),
+                    ("fnm_z", "z_map"),
+                    ("fnm_valid_mask", "valid_mask"),
+                ],
+            )
+        ]
+    )
+    if "t" in quantities:
+        workflow.connect(inputnode, "fnm_error", node, "error_map")
+    return node
+
+
+def _plain_way(way: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a way that are given, paths as text."""
+    given = {key: value for key, value in way.items() if value is not None}
+    return {**given, "transforms": [str(path) for path in given.get("transforms", ())]}
 
 
 def _res(resolution: str | None) -> dict[str, str]:
@@ -284,9 +369,12 @@ def _list_files(workflow, inputnode, fields, name, target_wf, target) -> None:
     workflow.connect(listed, "out", target_wf, f"inputnode.{target}")
 
 
-def _connect_fnm(workflow, inputnode, output_wf, quantities, averaged) -> None:
-    stored = [*quantities, "valid_mask"]
-    _list_files(workflow, inputnode, stored, "fnm_maps", output_wf, "maps")
+def _connect_fnm(workflow, inputnode, output_wf, quantities, averaged, returned) -> None:
+    if returned is None:
+        stored = [*quantities, "valid_mask"]
+        _list_files(workflow, inputnode, stored, "fnm_maps", output_wf, "maps")
+    else:
+        workflow.connect(returned, "out_files", output_wf, "inputnode.maps")
     workflow.connect(
         [
             (
@@ -322,23 +410,38 @@ def _connect_fnm(workflow, inputnode, output_wf, quantities, averaged) -> None:
         )
 
 
-def _connect_snm(workflow, inputnode, snm_wf, output_wf, stored, *, with_atlases) -> None:
+def _connect_snm(workflow, inputnode, snm_wf, output_wf, stored, *, with_atlases, way) -> None:
     shared = [(f"snm_{field}", f"inputnode.{field}") for field in SHARED]
     workflow.connect(
         [
-            (inputnode, output_wf, [("snm_meta_file", "inputnode.meta_file")]),
-            (inputnode, snm_wf, [("mask_file", "inputnode.mask_file"), *shared]),
+            (inputnode, snm_wf, [("snm_mask_file", "inputnode.mask_file"), *shared]),
             (
                 snm_wf,
                 output_wf,
                 [
-                    ("outputnode.disconnection", "inputnode.maps"),
                     ("outputnode.summary", "inputnode.summary"),
                     *((f"outputnode.{field}", f"inputnode.{field}") for field in stored),
                 ],
             ),
         ]
     )
+    if way is None:
+        workflow.connect(snm_wf, "outputnode.disconnection", output_wf, "inputnode.maps")
+    else:
+        node = pe.Node(ReturnMap(**_plain_way(way)), name="snm_return", mem_gb=1.5)
+        workflow.connect(
+            [
+                (
+                    snm_wf,
+                    node,
+                    [
+                        ("outputnode.disconnection", "in_file"),
+                        ("outputnode.valid_mask", "valid_mask"),
+                    ],
+                ),
+                (node, output_wf, [("out_file", "inputnode.maps")]),
+            ]
+        )
     if with_atlases:
         parcellate_wf = init_parcellate_wf(
             quantities=["mapdisconnectionpct"], name="snm_parcellate_wf"

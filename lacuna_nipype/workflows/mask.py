@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from lacuna_nipype.interfaces.mask import ValidateMask
+from lacuna_nipype.interfaces.structural import TemplateGrid
+from lacuna_nipype.interfaces.transforms import ApplyTransform
+
+# Masks are warped to the finest grid that results are made on.
+MASK_RESOLUTION_MM = 1.0
 
 
-def init_mask_wf(*, space: str | None = None, name: str = "mask_wf") -> pe.Workflow:
-    """Validate a lesion mask.
+def init_mask_wf(
+    *,
+    space: str | None = None,
+    normalisation: Sequence[str | Path] = (),
+    warps: Mapping[str, Sequence[str | Path]] | None = None,
+    name: str = "mask_wf",
+) -> pe.Workflow:
+    """Validate a lesion mask and bring it to the spaces where it is needed.
 
     Workflow Graph
         .. workflow::
@@ -22,7 +36,13 @@ def init_mask_wf(*, space: str | None = None, name: str = "mask_wf") -> pe.Workf
     Parameters
     ----------
     space : str, optional
-        Standard space the mask is in; a grid that contradicts it is an error.
+        Standard space the mask is in, or is normalised to; a grid that contradicts it is an
+        error.
+    normalisation : sequence of path-like
+        Transforms of a mask in the participant's own space to the standard space, in order.
+    warps : mapping of str to sequence of path-like, optional
+        Other standard spaces that the mask is needed in, and the transforms from the mask as
+        found to each, in order. Nothing is interpolated twice.
     name : str
         Name of the workflow.
 
@@ -34,22 +54,65 @@ def init_mask_wf(*, space: str | None = None, name: str = "mask_wf") -> pe.Workf
     Outputs
     -------
     mask_file
-        The mask as unsigned bytes 0 and 1, on its own grid.
+        The mask as unsigned bytes 0 and 1: on its own grid, or on the standard 1 mm grid it was
+        normalised to.
     meta_file
-        JSON: lesion voxels, volume, remarks.
+        JSON, or list of them: lesion voxels, volume, remarks, what normalisation did.
+
+    With ``warps``, there are ``mask_<space>`` and ``meta_<space>`` too.
     """
     workflow = pe.Workflow(name=name)
+    warps = warps or {}
     inputnode = pe.Node(niu.IdentityInterface(fields=["mask_file"]), name="inputnode")
+    further = [f"{kind}_{target}" for target in warps for kind in ("mask", "meta")]
     outputnode = pe.Node(
-        niu.IdentityInterface(fields=["mask_file", "meta_file"]), name="outputnode"
+        niu.IdentityInterface(fields=["mask_file", "meta_file", *further]), name="outputnode"
     )
     validate = pe.Node(ValidateMask(), name="validate", mem_gb=0.5)
-    if space is not None:
-        validate.inputs.space = space
+    workflow.connect(inputnode, "mask_file", validate, "in_file")
+    if not normalisation:
+        if space is not None:
+            validate.inputs.space = space
+        workflow.connect(
+            [(validate, outputnode, [("out_file", "mask_file"), ("out_meta", "meta_file")])]
+        )
+    else:
+        normalise = _warp(workflow, validate, space, normalisation, "normalise")
+        metas = pe.Node(niu.Merge(2), name="metas", run_without_submitting=True, mem_gb=0.1)
+        workflow.connect(
+            [
+                (validate, metas, [("out_meta", "in1")]),
+                (normalise, metas, [("out_meta", "in2")]),
+                (normalise, outputnode, [("out_file", "mask_file")]),
+                (metas, outputnode, [("out", "meta_file")]),
+            ]
+        )
+    for target, transforms in warps.items():
+        warp = _warp(workflow, validate, target, transforms, f"to_{target}")
+        fields = [("out_file", f"mask_{target}"), ("out_meta", f"meta_{target}")]
+        workflow.connect([(warp, outputnode, fields)])
+    return workflow
+
+
+def _warp(workflow, validate, space, transforms, name) -> pe.Node:
+    """Bring the validated mask to the standard grid of a space."""
+    grid = pe.Node(
+        TemplateGrid(space=space, resolution=MASK_RESOLUTION_MM), name=f"grid_{name}", mem_gb=0.3
+    )
+    warp = pe.Node(
+        ApplyTransform(
+            transforms=[str(path) for path in transforms],
+            interpolation="mask",
+            target_space=space,
+            account="LesionNormalisation",
+        ),
+        name=name,
+        mem_gb=1.5,
+    )
     workflow.connect(
         [
-            (inputnode, validate, [("mask_file", "in_file")]),
-            (validate, outputnode, [("out_file", "mask_file"), ("out_meta", "meta_file")]),
+            (validate, warp, [("out_file", "in_file")]),
+            (grid, warp, [("out_file", "reference")]),
         ]
     )
-    return workflow
+    return warp

@@ -12,7 +12,8 @@ import pytest
 import lacuna_nipype
 from lacuna_nipype.io.demonstration import DemonstrationPaths
 
-HAS_MRTRIX = all(shutil.which(name) for name in ("tckedit", "tckmap", "mrcalc"))
+MRTRIX_COMMANDS = ("tckedit", "tckmap", "tck2connectome", "mrcalc")
+HAS_MRTRIX = all(shutil.which(name) for name in MRTRIX_COMMANDS)
 PROCESSORS = "2"
 
 
@@ -95,15 +96,13 @@ def demonstration(tmp_path_factory, run_command):
 
 @pytest.fixture(scope="session")
 def full_arguments(demonstration):
-    """Arguments for all analyses that this machine can do."""
-    arguments = [
+    """Arguments for all analyses."""
+    return (
         *("--functional-connectome", demonstration.functional_connectome),
+        *("--structural-connectome", demonstration.structural_connectome),
         *("--parcel-atlases", "Demo"),
         *("--nprocs", PROCESSORS),
-    ]
-    if HAS_MRTRIX:
-        arguments += ["--structural-connectome", demonstration.structural_connectome]
-    return tuple(arguments)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 OK, SOME_FAILED, USAGE, MISSING_PROGRAM = 0, 1, 2, 127
+WITH_MRTRIX = ("--snm-engine", "mrtrix")
 SPACE = "MNI152NLin6Asym"
 AFFINE = np.array([[6.0, 0, 0, -60], [0, 6, 0, -80], [0, 0, 6, -50], [0, 0, 0, 1]])
 SHAPE = (20, 24, 20)
@@ -292,12 +293,10 @@ def values_of(path):
     return nib.load(path).get_fdata()
 
 
-@pytest.mark.parametrize("with_snm", [False, pytest.param(True, marks=pytest.mark.mrtrix)])
 def test_masks_without_a_voxel_in_the_brain_give_zeros(
-    bids, hollow, atlas, connectome, tractogram, run, tmp_path, validate_bids, with_snm
+    bids, hollow, atlas, connectome, tractogram, run, tmp_path, validate_bids
 ):
-    options = [*atlas, "--functional-connectome", connectome, *(tractogram if with_snm else [])]
-    process = run(bids, *options)
+    process = run(bids, *atlas, "--functional-connectome", connectome, *tractogram)
     assert process.returncode == OK, process.stdout
     assert "Traceback" not in process.stdout
     for path, reason in zip(hollow, ("no lesion voxel", "no voxel inside"), strict=True):
@@ -327,7 +326,7 @@ def test_masks_without_a_voxel_in_the_brain_give_zeros(
             assert np.any(values_of(path)) == (subject == "good"), path.name
         assert not np.any(values_of(next((out / "sub-empty").rglob("*_mask.nii.gz"))))
     assert kinds["empty"] == kinds["outside"] == kinds["good"]
-    assert any("desc-snm" in kind for kind in kinds["good"]) == with_snm
+    assert any("desc-snm" in kind for kind in kinds["good"])
     validate_bids(out)
 
 
@@ -365,12 +364,16 @@ def test_nothing_but_skipped_masks_is_no_failure(bids, atlas, run, tmp_path):
 # --- a step that fails ----------------------------------------------------------------------
 
 
-def with_failing_tckedit(folder, where):
-    """Environment in which tckedit fails in work folders that fit a shell pattern."""
+def with_failing_tckedit(folder, where, delay=0):
+    """Environment in which tckedit fails in work folders that fit a shell pattern.
+
+    Elsewhere it works, after so many seconds.
+    """
     folder.mkdir()
     (folder / "tckedit").write_text(
         "#!/bin/sh\n"
         f'case "$PWD" in {where}) echo "tckedit: [ERROR] no space left" >&2; exit 1;; esac\n'
+        f'case "$PWD" in */work*) sleep {delay};; esac\n'
         f'exec {shutil.which("tckedit")} "$@"\n'
     )
     (folder / "tckedit").chmod(0o755)
@@ -384,7 +387,8 @@ def test_a_step_that_fails_takes_no_other_participant_with_it(
 ):
     save_mask(bids, "unlucky", lesion())
     env = with_failing_tckedit(tmp_path / "bin", "*unlucky*")
-    process = run(bids, *atlas, *tractogram, "--plugin", plugin, "--nprocs", "2", env=env)
+    options = (*atlas, *tractogram, *WITH_MRTRIX, "--plugin", plugin, "--nprocs", "2")
+    process = run(bids, *options, env=env)
     line = explain(process, SOME_FAILED, "1 step failed", tmp_path / "out" / "logs")
     assert "no space left" in line
     assert "sub_unlucky_label_stroke_wf.snm_wf.select" in process.stdout
@@ -396,7 +400,7 @@ def test_a_step_that_fails_takes_no_other_participant_with_it(
     assert {name for name in good - unlucky if "desc-snm" not in name} == set()
     assert not any("desc-snm" in name for name in unlucky)
     # Without the obstacle, what failed is done, and nothing else.
-    again = run(bids, *atlas, *tractogram, "--plugin", plugin, "--nprocs", "2")
+    again = run(bids, *options)
     assert again.returncode == OK, again.stdout
     assert 0 < int(re.search(r"^(\d+) steps ran", again.stdout, re.MULTILINE)[1]) < 12
 
@@ -406,17 +410,19 @@ def test_a_step_that_fails_takes_no_other_participant_with_it(
 def test_the_first_failure_ends_the_run_when_asked_to(
     bids, atlas, tractogram, run, tmp_path, plugin
 ):
-    save_mask(bids, "unlucky", lesion())
-    env = with_failing_tckedit(tmp_path / "bin", "*snm_wf*")
-    done = []
+    """What fails does so at once, and what could go on is slow to start with."""
+    save_mask(bids, "bad", lesion())
+    env = with_failing_tckedit(tmp_path / "bin", "*sub_bad*", delay=1)
+    finished = []
     for number, flags in enumerate([(), ("--stop-on-first-crash",)]):
+        out = tmp_path / f"out{number}"
         process = run(
-            bids, *atlas, *tractogram, "--plugin", plugin, *flags, env=env,
-            out=tmp_path / f"out{number}", work=tmp_path / f"work{number}",
+            bids, *atlas, *tractogram, *WITH_MRTRIX, "--plugin", plugin, "--nprocs", "2",
+            *flags, env=env, out=out, work=tmp_path / f"work{number}",
         )  # fmt: skip
-        explain(process, SOME_FAILED, "no space left")
-        done.append(int(re.search(r"^(\d+) steps? ran", process.stdout, re.MULTILINE)[1]))
-    assert done[1] < done[0]
+        explain(process, SOME_FAILED, "1 step failed", "no space left")
+        finished.append(any((out / "sub-good").rglob("*desc-snm_statmap*")))
+    assert finished == [True, False]
 
 
 # --- connectomes and atlases ----------------------------------------------------------------
@@ -511,7 +517,6 @@ def no_tractogram(path):
     return ""
 
 
-@pytest.mark.mrtrix
 @pytest.mark.parametrize(
     "damage", [cut_tractogram, empty_tractogram, no_bytes_tractogram, no_tractogram]
 )
@@ -521,7 +526,6 @@ def test_a_bad_tractogram_is_named(bids, tractogram, run, tmp_path, damage):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.mrtrix
 def test_a_tractogram_of_unknown_space_is_named(bids, tractogram, run, tmp_path):
     explain(run(bids, *tractogram[:2]), USAGE, tractogram[1], "--structural-space")
 
@@ -635,7 +639,7 @@ def test_a_dataset_without_masks_says_how_they_are_named(bids, atlas, run):
 
 
 def test_an_unknown_flag_is_named(bids, atlas, run):
-    explain(run(bids, *atlas, "--snm-engine", "index"), USAGE, "--snm-engine")
+    explain(run(bids, *atlas, "--snm-engines", "index"), USAGE, "--snm-engines")
 
 
 def test_a_folder_that_cannot_be_written_is_named(bids, atlas, run, tmp_path):
@@ -646,9 +650,45 @@ def test_a_folder_that_cannot_be_written_is_named(bids, atlas, run, tmp_path):
 @pytest.mark.parametrize("asked", [[], ["--analysis", "snm"]])
 def test_mrtrix_is_missed_where_it_is_needed(bids, atlas, tractogram, run, tmp_path, asked):
     (tmp_path / "bin").mkdir()
-    process = run(bids, *atlas, *tractogram, *asked, env={"PATH": str(tmp_path / "bin")})
+    options = (*atlas, *tractogram, *WITH_MRTRIX, *asked)
+    process = run(bids, *options, env={"PATH": str(tmp_path / "bin")})
     explain(process, MISSING_PROGRAM, "tckedit", "tckmap", "MRtrix3", "apt-get install mrtrix3")
     assert not (tmp_path / "out").exists()
+
+
+def test_without_mrtrix_the_index_stands_in_and_says_so(bids, atlas, tractogram, run, tmp_path):
+    (tmp_path / "bin").mkdir()
+    matrices = "--compute-disconnectivity-matrix"
+    process = run(bids, *atlas, *tractogram, matrices, env={"PATH": str(tmp_path / "bin")})
+    assert process.returncode == OK, process.stdout
+    (note,) = [line for line in process.stdout.splitlines() if "MRtrix3" in line]
+    assert note.startswith("Note: ")
+    for name in ("index", "tckedit", "tckmap", "tck2connectome", "apt-get install mrtrix3"):
+        assert name in note
+    (sidecar,) = (tmp_path / "out").rglob("*desc-snm_statmap.json")
+    assert json.loads(sidecar.read_text())["Engine"] == "index"
+    assert len(list((tmp_path / "out").rglob("*_relmat.tsv"))) == 4
+
+
+def with_old_mrtrix(folder, version):
+    """Environment in which MRtrix3's commands are of one version, or answer something else."""
+    folder.mkdir()
+    for name in ("tckedit", "tckmap", "tck2connectome"):
+        (folder / name).write_text(f"#!/bin/sh\necho '== {name} {version} =='\n")
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("version", ["3.0.2", "3.0_RC3-52-g0c6b8f2b", "0.3.16"])
+def test_an_mrtrix_that_is_too_old_is_not_used(bids, atlas, tractogram, run, tmp_path, version):
+    env = with_old_mrtrix(tmp_path / "bin", version)
+    process = run(bids, *atlas, *tractogram, *WITH_MRTRIX, env=env)
+    explain(process, MISSING_PROGRAM, "tckedit", version, "3.0.3", "install")
+    assert not (tmp_path / "out").exists()
+    if version == "3.0.2":
+        process = run(bids, *atlas, *tractogram, env=env)
+        assert process.returncode == OK, process.stdout
+        assert re.search(r"^Note: .*index.*3\.0\.2.*3\.0\.3", process.stdout, re.MULTILINE)
 
 
 def test_mrtrix_is_not_missed_where_it_is_not_needed(

@@ -1,0 +1,278 @@
+"""``lacuna-nipype check {input,output}``: masks before a run, results after it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from lacuna_nipype.cli.parser import (
+    _absolute,
+    _add_mask_options,
+    _existing,
+    _Parser,
+    _positive,
+)
+
+if TYPE_CHECKING:
+    from lacuna_nipype.io.checking import MaskCheck
+    from lacuna_nipype.io.collect import Collection
+    from lacuna_nipype.io.lesions import Inspection
+
+OK, FOUND, USAGE, MISSING_PROGRAM = 0, 1, 2, 127
+_SHOWN = {
+    "participant_id": "participant",
+    "session_id": "session",
+    "label": "label",
+    "space": "space",
+    "voxels": "voxels",
+    "volume_ml": "ml",
+    "hemisphere": "hemisphere",
+    "left_pct": "left %",
+    "brain_pct": "in brain %",
+}
+_NUMBERS = ("voxels", "volume_ml", "left_pct", "brain_pct", "warnings", "errors")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments after ``check``.
+
+    Returns
+    -------
+    int
+        Exit code: 0 nothing to complain of; 1 masks that cannot be used, or missing results; 2
+        for wrong arguments or a dataset without masks; 127 when an external program is missing.
+    """
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    from lacuna_nipype.core.exceptions import DependencyError, LacunaError
+
+    try:
+        return RUN[options.what](options)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except DependencyError as error:
+        return _end(MISSING_PROGRAM, str(error))
+    except (LacunaError, OSError) as error:
+        return _end(USAGE, str(error))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lacuna-nipype check",
+        description="Look at masks before a run, and for what is missing after it.",
+        allow_abbrev=False,
+    )
+    words = parser.add_subparsers(dest="what", metavar="{input,output}", required=True)
+    _add_input(words)
+    _add_output(words)
+    return parser
+
+
+def _add_input(words: argparse._SubParsersAction) -> None:
+    summary = "read every mask of a dataset and list what is in it and what is wrong with it"
+    parser = words.add_parser("input", help=summary, description=summary, allow_abbrev=False)
+    parser.add_argument(
+        "bids_dir", metavar="BIDS_DIR", type=_existing,
+        help="BIDS dataset with lesion masks, or a single NIfTI mask",
+    )  # fmt: skip
+    _add_mask_options(parser.add_argument_group("Options for choosing masks, as in a run"))
+    group = parser.add_argument_group("Options for checking")
+    group.add_argument(
+        "--output-file", type=_absolute, metavar="TSV",
+        help="write the table, with all sentences, to a file too (replaced where it exists)",
+    )  # fmt: skip
+    group.add_argument("--quiet", action="store_true", help="print errors and the last line only")
+    group.add_argument(
+        "--nprocs", "--nthreads", "--n-cpus", type=_positive, metavar="N",
+        help="masks to read at the same time (default: all processors that are allowed)",
+    )  # fmt: skip
+
+
+def _add_output(words: argparse._SubParsersAction) -> None:
+    summary = "list the results that a run did not write, and the command that makes them"
+    parser = words.add_parser(
+        "output",
+        help=summary,
+        description=f"{summary}. What a run was to write is taken from its own record in "
+        "OUT_DIR/logs; run options, after the two folders, change or narrow it.",
+        usage="lacuna-nipype check output [-h] BIDS_DIR OUT_DIR [run options]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("bids_dir", metavar="BIDS_DIR", type=_existing, help="as in the run")
+    parser.add_argument("output_dir", metavar="OUT_DIR", type=_existing, help="as in the run")
+    parser.add_argument(
+        "run_options", nargs=argparse.REMAINDER, metavar="run options",
+        help="options of a participant run, such as --participant-label",
+    )  # fmt: skip
+
+
+# --- input ----------------------------------------------------------------------------------
+
+
+def _check_input(options: argparse.Namespace) -> int:
+    from lacuna_nipype.cli.connectome import _Progress
+    from lacuna_nipype.core.files import write_table
+    from lacuna_nipype.core.spaces import canonical_space
+    from lacuna_nipype.execution.resources import available_processors
+    from lacuna_nipype.io.checking import check_masks, check_table, load_mni_brain
+
+    if options.mask_space is not None:
+        canonical_space(options.mask_space)
+    collection = _collect(options)
+    with _Progress("Masks read:", "mask") as progress:
+        checks = check_masks(
+            collection.records,
+            brain=load_mni_brain(),
+            on_empty=options.on_empty,
+            insist_on_space=options.mask_space is not None,
+            n_threads=options.nprocs or available_processors(),
+            progress=None if options.quiet else progress,
+        )
+    if options.output_file is not None:
+        write_table(options.output_file, check_table(checks))
+    if not options.quiet:
+        sys.stdout.write("\n".join(_input_table(checks)) + "\n")
+        _print("Note", collection.notices)
+        _print("Warning", [text for check in checks for text in check.warnings])
+    _print("Error", [text for check in checks for text in check.errors])
+    return _conclude(checks)
+
+
+def _collect(options: argparse.Namespace) -> Collection:
+    from lacuna_nipype.io.collect import (
+        Collection,
+        collect_masks,
+        read_bids_filter_file,
+        single_mask_record,
+    )
+
+    if options.bids_dir.is_file():
+        return Collection((single_mask_record(options.bids_dir, options.mask_space),), ())
+    filters = None
+    if options.bids_filter_file is not None:
+        filters = read_bids_filter_file(options.bids_filter_file)
+    return collect_masks(
+        options.bids_dir,
+        derivatives=dict(options.derivatives),
+        participant_label=options.participant_label,
+        session_label=options.session_label,
+        pattern=options.pattern,
+        bids_filters=filters,
+        mask_space=options.mask_space,
+    )
+
+
+def _input_table(checks: Sequence[MaskCheck]) -> list[str]:
+    """Lines of the table for the eye: numbers of warnings and errors in place of sentences."""
+    from lacuna_nipype.io.checking import check_table
+
+    table = check_table(checks)
+    shown = {name: table[name].tolist() for name in _SHOWN}
+    if not any(check.record.session for check in checks):
+        del shown["session_id"]
+    cells = {
+        _SHOWN[name]: [_cell(name, value) for value in values] for name, values in shown.items()
+    }
+    cells["warnings"] = [str(len(check.warnings) or "") for check in checks]
+    cells["errors"] = [str(len(check.errors) or "") for check in checks]
+    columns = []
+    for header, values in cells.items():
+        width = max(len(text) for text in (header, *values))
+        right = header in {_SHOWN.get(name, name) for name in _NUMBERS}
+        columns.append([f"{t:>{width}}" if right else f"{t:<{width}}" for t in (header, *values)])
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
+
+
+def _cell(name: str, value: object) -> str:
+    if value is None or value != value or str(value) == "<NA>":
+        return "n/a"
+    if isinstance(value, float):
+        return f"{value:.2f}" if name == "volume_ml" else f"{value:.1f}"
+    return str(value)
+
+
+def _conclude(checks: Sequence[MaskCheck]) -> int:
+    refused = [check for check in checks if check.errors]
+    n_warnings = sum(len(check.warnings) for check in checks)
+    warned = f" ({_count(n_warnings, 'warning')})" if n_warnings else ""
+    if not refused:
+        number = _count(len(checks), "mask")
+        return _end(OK, f"{number} checked, nothing wrong with {_them(len(checks))}{warned}.")
+    return _end(
+        FOUND,
+        f"{len(refused)} of {_count(len(checks), 'mask')} cannot be used{warned}; the first: "
+        f"{refused[0].errors[0]}",
+    )
+
+
+def _them(number: int) -> str:
+    return "it" if number == 1 else "them"
+
+
+# --- output ---------------------------------------------------------------------------------
+
+
+def _check_output(options: argparse.Namespace) -> int:
+    from lacuna_nipype.cli.inputs import gather_inputs
+    from lacuna_nipype.cli.record import command_words, find_missing, read_record, recorded_config
+
+    places = (options.bids_dir, options.output_dir)
+    record = read_record(options.output_dir)
+    config = recorded_config(record, *places, options.run_options)
+    inputs = gather_inputs(config)
+    gaps = find_missing(options.output_dir, inputs)
+    _print("Error", inputs.inspection.refused.values())
+    for gap in gaps:
+        sys.stdout.write(f"{gap.describe()}\n")
+    if gaps:
+        labels = sorted({gap.lesion.record.subject for gap in gaps})
+        again = command_words({**config.to_dict(), "participant_label": labels})
+        words = ["lacuna-nipype", *map(str, places), "participant", *again]
+        sys.stdout.write(f"To make what is missing:\n  {shlex.join(words)}\n")
+    return _conclude_output(inputs.inspection, len(gaps), record.run)
+
+
+def _conclude_output(inspection: Inspection, n_gaps: int, run: str) -> int:
+    lesions = _count(len(inspection.lesions), "lesion")
+    problems = []
+    if n_gaps:
+        problems.append(f"{n_gaps} of {lesions} lack results of the run {run}")
+    if inspection.refused:
+        problems.append(f"{_count(len(inspection.refused), 'mask')} cannot be used (see above)")
+    if problems:
+        return _end(FOUND, f"{'; '.join(problems)}.")
+    return _end(OK, f"All results of {lesions} of the run {run} are there.")
+
+
+def _print(kind: str, sentences: Iterable[str]) -> None:
+    for text in sentences:
+        sys.stdout.write(f"{kind}: {text}\n")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _end(code: int, reason: str) -> int:
+    """Print the reason as the last line, on the stream that fits the exit code."""
+    sys.stdout.flush()
+    stream = sys.stdout if code == OK else sys.stderr
+    stream.write(f"{reason}\n" if code == OK else f"lacuna-nipype: {reason}\n")
+    stream.flush()
+    return code
+
+
+RUN: dict[str, Callable[[argparse.Namespace], int]] = {
+    "input": _check_input,
+    "output": _check_output,
+}

@@ -1,0 +1,33 @@
+"""What tests of several folders share."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def _load(name):
+    """Import a module that lies beside this file, whatever the working folder is."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+# Loaded before any test module, so that these write ``from transform_data import ...``.
+_load("transform_data")
+
+
+@pytest.fixture(scope="session")
+def warps(tmp_path_factory):
+    """Both synthetic transforms between the standard spaces, in a TemplateFlow home."""
+    return _load("transform_data").write_templateflow_home(tmp_path_factory.mktemp("templateflow"))
+
+
+@pytest.fixture
+def templateflow_home(warps, monkeypatch):
+    """Let TEMPLATEFLOW_HOME name the folder of the synthetic transforms."""
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(warps.home))
+    return warps.home
