@@ -10,8 +10,6 @@ export PATH := $(CURDIR)/$(venv):$(PATH)
 
 demo := demo
 tutorial := $(demo)/tutorial
-structural = $(if $(shell ls .venv/lacuna-setup/mrtrix3 2>/dev/null), \
-	--structural-connectome $(tutorial)/connectomes/structural/demo.tck)
 
 .DEFAULT_GOAL := help
 .PHONY: help environment demo test lint clean
@@ -27,9 +25,9 @@ environment:
 
 demo: $(tutorial)/.complete
 	$(venv)/lacuna-nipype $(tutorial)/bids $(demo)/derivatives participant \
-		--functional-connectome $(tutorial)/connectomes/functional $(structural) \
+		--functional-connectome $(tutorial)/connectomes/functional \
+		--structural-connectome $(tutorial)/connectomes/structural/demo.tck \
 		--parcel-atlases Demo --plugin MultiProc -w $(demo)/work
-	@$(if $(structural),,echo "Structural disconnection was left out: MRtrix3 is not installed.")
 	@echo "Results: $(CURDIR)/$(demo)/derivatives"
 
 # The file says that the data set was written to its end; one that was cut short is written again.

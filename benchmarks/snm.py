@@ -331,16 +331,25 @@ def _summed(parts: dict[str, Found]) -> Found:
 
 
 class Clock:
-    """Seconds between marks."""
+    """Seconds between marks, on the wall and of all threads' processors."""
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self.processor: dict[str, float] = {}
+        self._last = time.perf_counter(), time.process_time()
 
     def mark(self, name: str) -> None:
-        now = time.perf_counter()
-        self.parts[name] = now - self._last
+        now = time.perf_counter(), time.process_time()
+        self.parts[name] = now[0] - self._last[0]
+        self.processor[name] = now[1] - self._last[1]
         self._last = now
+
+    def sums(self, name: str, parts: Sequence[str]) -> Found:
+        """Both of several parts together."""
+        return {
+            name: sum(self.parts[part] for part in parts),
+            f"{name}_processor": sum(self.processor[part] for part in parts),
+        }
 
 
 def job_build(job: dict[str, Any]) -> Found:
@@ -380,18 +389,14 @@ def job_map(job: dict[str, Any]) -> Found:
         stored = index.grid.to_stored(percent)
         save_image(out / "ours.nii.gz", stored, index.record.grid.affine, "f4")
         clock.mark("write")
-        parts = dict(clock.parts)
         # Once more, with the index's pages in place.
         index.count(index.select(crop, job["hit_test"]))
         clock.mark("again")
         np.save(out / "density.npy", index.grid.to_stored(density))
     np.save(out / "hits.npy", hits)
-    return {
-        **clock.parts,
-        "in_memory": sum(parts[name] for name in ("select", "count", "divide")),
-        "seconds": sum(parts.values()),
-        "hits": len(hits),
-    }
+    steps = ("open", "mask", "select", "count", "divide", "write")
+    sums = clock.sums("in_memory", steps[2:5]) | clock.sums("seconds", steps)
+    return {**clock.parts, **sums, "hits": len(hits)}
 
 
 def job_assign(job: dict[str, Any]) -> Found:
@@ -434,7 +439,7 @@ def job_matrices(job: dict[str, Any]) -> Found:
         write_matrix(out / f"{name}.tsv", names, value)
     clock.mark("write")
     np.savez(out / "matrices.npz", full=full, lesion=lesion)
-    return {**clock.parts, "seconds": sum(clock.parts.values())}
+    return {**clock.parts, **clock.sums("seconds", list(clock.parts))}
 
 
 JOBS: dict[str, Callable[[dict[str, Any]], Found]] = {
@@ -547,9 +552,11 @@ class Results:
         values = self.values(key, name)
         return statistics.median(values) if values else float("nan")
 
-    def ratios(self, key: tuple[Any, ...], rival: tuple[Any, ...], name: str) -> str:
+    def ratios(
+        self, key: tuple[Any, ...], rival: tuple[Any, ...], name: str, theirs: str = "seconds"
+    ) -> str:
         """Median and lowest ratio of turns that followed one another."""
-        pairs = zip(self.values(key, name), self.values(rival, "seconds"), strict=True)
+        pairs = zip(self.values(key, name), self.values(rival, theirs), strict=True)
         ratios = [theirs / ours for ours, theirs in pairs]
         return f"{statistics.median(ratios):.0f}x (least {min(ratios):.0f}x)" if ratios else "-"
 
@@ -762,34 +769,38 @@ def _map_table(
     results: Results, arguments: argparse.Namespace, n_streamlines: int, cold: bool
 ) -> Iterator[str]:
     yield (
-        "| voxels | streamlines hit | MRtrix (processor) | ours in memory | ratio, floor "
-        f"{FLOORS['map']} | ours file to file (processor) | ratio | segments in memory "
-        "| hits more | peak memory (own, at the end) |"
+        "| voxels | streamlines hit | MRtrix | ours in memory | ratio, floor "
+        f"{FLOORS['map']} | of processor time | ours file to file | ratio | of processor time "
+        "| segments in memory | hits more | peak memory (own, at the end) |"
     )
-    yield "|---" * 10 + "|"
+    yield "|---" * 12 + "|"
     for size in arguments.lesions:
         key = (n_streamlines, "map", size, cold)
         theirs, ours, segments = (*key, "mrtrix"), (*key, "vertices"), (*key, "segments")
-        if ours not in results.found:
-            continue
         hits = results.values(ours, "hits")
         memory, own = (results.median(ours, name) for name in ("memory", "own_memory"))
-        more = [
-            b / a - 1 for a, b in zip(hits, results.values(segments, "hits"), strict=True) if a
-        ]
+        pairs = zip(hits, results.values(segments, "hits"), strict=True)
+        more = [b / a - 1 for a, b in pairs if a]
+        processor = results.median(theirs, "processor")
         yield (
             f"| {size:,} | {min(hits):,} to {max(hits):,} "
-            f"| {results.median(theirs, 'seconds'):.2f} s "
-            f"({results.median(theirs, 'processor'):.2f} s) "
-            f"| {1e3 * results.median(ours, 'in_memory'):.1f} ms "
+            f"| {results.median(theirs, 'seconds'):.2f} s (processor {processor:.2f} s) "
+            f"| {_milliseconds(results, ours, 'in_memory')} "
             f"| {results.ratios(ours, theirs, 'in_memory')} "
-            f"| {1e3 * results.median(ours, 'seconds'):.0f} ms "
-            f"({1e3 * results.median(ours, 'processor'):.0f} ms) "
+            f"| {results.ratios(ours, theirs, 'in_memory_processor', 'processor')} "
+            f"| {_milliseconds(results, ours, 'seconds')} "
             f"| {results.ratios(ours, theirs, 'seconds')} "
-            f"| {1e3 * results.median(segments, 'in_memory'):.1f} ms "
+            f"| {results.ratios(ours, theirs, 'seconds_processor', 'processor')} "
+            f"| {_milliseconds(results, segments, 'in_memory')} "
             f"| {100 * statistics.median(more or [0]):.1f} % "
             f"| {memory:.2f} ({own:.2f}) GB |"
         )
+
+
+def _milliseconds(results: Results, key: tuple[Any, ...], name: str) -> str:
+    """Seconds on the wall and of processors."""
+    wall, processor = (results.median(key, n) for n in (name, f"{name}_processor"))
+    return f"{1e3 * wall:.1f} ms (processor {1e3 * processor:.1f} ms)"
 
 
 def _parts_table(

@@ -54,7 +54,8 @@ class ParcelChange:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a sidecar."""
         before, after = self.volume_ml_before, self.volume_ml_after
-        percent = 100 * (after - before) / np.where(before > 0, before, np.inf)
+        known = before > 0
+        percent = np.where(known, 100 * (after / np.where(known, before, 1) - 1), 0)
         largest = int(np.argmax(np.abs(percent)))
         return {
             "Regions": len(self.names),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lacuna_nipype.io.collect import Collection
     from lacuna_nipype.io.lesions import Inspection
 
-OK, FOUND, USAGE, MISSING_PROGRAM = 0, 1, 2, 127
+OK, FOUND, USAGE, MISSING_PROGRAM, INTERRUPTED = 0, 1, 2, 127, 130
 _SHOWN = {
     "participant_id": "participant",
     "session_id": "session",
@@ -48,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
     -------
     int
         Exit code: 0 nothing to complain of; 1 masks that cannot be used, or missing results; 2
-        for wrong arguments or a dataset without masks; 127 when an external program is missing.
+        for wrong arguments or a dataset without masks; 127 when an external program is missing;
+        130 when interrupted.
     """
     try:
         options = _parser().parse_args(argv)
@@ -56,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
         return int(stop.code or 0)
     from lacuna_nipype.core.exceptions import DependencyError, LacunaError
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("nipype.interface.lacuna").setLevel(logging.INFO)
     try:
         return RUN[options.what](options)
     except SystemExit as stop:
@@ -64,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
         return _end(MISSING_PROGRAM, str(error))
     except (LacunaError, OSError) as error:
         return _end(USAGE, str(error))
+    except KeyboardInterrupt:
+        return _end(INTERRUPTED, "Interrupted; nothing was changed.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,10 +116,11 @@ def _add_output(words: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("bids_dir", metavar="BIDS_DIR", type=_existing, help="as in the run")
     parser.add_argument("output_dir", metavar="OUT_DIR", type=_existing, help="as in the run")
-    parser.add_argument(
+    rest = parser.add_argument(
         "run_options", nargs=argparse.REMAINDER, metavar="run options",
         help="options of a participant run, such as --participant-label",
     )  # fmt: skip
+    rest.required = False
 
 
 # --- input ----------------------------------------------------------------------------------
@@ -121,12 +128,14 @@ def _add_output(words: argparse._SubParsersAction) -> None:
 
 def _check_input(options: argparse.Namespace) -> int:
     from lacuna_nipype.cli.connectome import _Progress
+    from lacuna_nipype.cli.inputs import _normaliser
     from lacuna_nipype.core.files import write_table
     from lacuna_nipype.core.spaces import canonical_space
     from lacuna_nipype.execution.resources import available_processors
     from lacuna_nipype.io.checking import check_masks, check_table, load_mni_brain
+    from lacuna_nipype.io.normalisation import is_native_space
 
-    if options.mask_space is not None:
+    if options.mask_space is not None and not is_native_space(options.mask_space):
         canonical_space(options.mask_space)
     collection = _collect(options)
     with _Progress("Masks read:", "mask") as progress:
@@ -135,6 +144,7 @@ def _check_input(options: argparse.Namespace) -> int:
             brain=load_mni_brain(),
             on_empty=options.on_empty,
             insist_on_space=options.mask_space is not None,
+            normalise=_normaliser(options, collection, []),
             n_threads=options.nprocs or available_processors(),
             progress=None if options.quiet else progress,
         )
@@ -206,17 +216,13 @@ def _conclude(checks: Sequence[MaskCheck]) -> int:
     n_warnings = sum(len(check.warnings) for check in checks)
     warned = f" ({_count(n_warnings, 'warning')})" if n_warnings else ""
     if not refused:
-        number = _count(len(checks), "mask")
-        return _end(OK, f"{number} checked, nothing wrong with {_them(len(checks))}{warned}.")
+        which = "The mask" if len(checks) == 1 else f"All {len(checks)} masks"
+        return _end(OK, f"{which} can be used{warned}.")
     return _end(
         FOUND,
         f"{len(refused)} of {_count(len(checks), 'mask')} cannot be used{warned}; the first: "
         f"{refused[0].errors[0]}",
     )
-
-
-def _them(number: int) -> str:
-    return "it" if number == 1 else "them"
 
 
 # --- output ---------------------------------------------------------------------------------

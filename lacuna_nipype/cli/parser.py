@@ -23,6 +23,12 @@ it is connected to (fnm, and afnm by regions), which connections it cuts (snm)."
 EPILOG = """\
 other commands:
   lacuna-nipype tutorial DIR    write a demonstration dataset and the command to run on it
+  lacuna-nipype bidsify IN OUT --space SPACE
+                                make a BIDS dataset of a folder of masks
+  lacuna-nipype check input BIDS_DIR
+                                list what is in the masks, and what is wrong with them
+  lacuna-nipype check output BIDS_DIR OUT_DIR
+                                list the results that are missing, and the command for them
   lacuna-nipype connectome {convert,build,prepare,info} ...
                                 make connectomes that stream fast, and look at connectomes
 

@@ -220,7 +220,7 @@ def write_maps(
 
 
 def _first(maps: CorrelationMaps) -> CorrelationMaps:
-    """Maps of the only seed of a set."""
+    """Take the maps of the only seed of a set."""
     t, error = maps.t, maps.standard_error
     return CorrelationMaps(
         maps.z[0],

@@ -483,17 +483,16 @@ def find_tractogram(record: IndexRecord, tractogram: Path | None = None) -> Path
         The file is not there, or its content is another one.
     """
     places = [record.tractogram, record.path.parent / record.tractogram.name]
-    found = next(
-        (path for path in ([tractogram] if tractogram else places) if path.is_file()), None
-    )
-    if found is None:
+    there = [path for path in ([tractogram] if tractogram else places) if path.is_file()]
+    if not there:
         raise ValidationError(
             f"The tractogram {tractogram or record.tractogram} of the index {record.path} is not "
             "there; put it beside the index under the same name."
         )
-    if fingerprint(found) != record.fingerprint:
-        raise ValidationError(
-            f"{record.path} is the index of another tractogram than {found}, or of an older "
-            "version of it; make it again with `lacuna-nipype connectome convert`."
-        )
-    return found
+    for path in there:
+        if fingerprint(path) == record.fingerprint:
+            return path
+    raise ValidationError(
+        f"{record.path} is the index of another tractogram than {there[0]}, or of an older "
+        "version of it; make it again with `lacuna-nipype connectome convert`."
+    )

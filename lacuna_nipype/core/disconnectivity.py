@@ -63,7 +63,8 @@ def count_matrix(
     for start in range(0, n_streamlines if chosen is None else len(chosen), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
         rows = block if chosen is None else chosen[block]
-        pairs = assignments[rows]
+        # Not assignments[chosen]: that is ten times as slow for rows of two.
+        pairs = assignments[block] if chosen is None else assignments.take(chosen[block], axis=0)
         if pairs.size and (pairs.min() < 0 or pairs.max() > n_nodes):
             raise ValidationError(
                 f"Streamlines are assigned to nodes {pairs.min()} to {pairs.max()}, but the "
@@ -258,7 +259,7 @@ def assignment_statistics(
     n_streamlines = _n_streamlines(assignments, None)
     chosen = _checked_positions(selected, n_streamlines)
     assigned = _count_assigned(assignments)
-    assigned_hit = _count_assigned(assignments[chosen])
+    assigned_hit = _count_assigned(assignments.take(chosen, axis=0))
     return {
         "StreamlinesAssigned": assigned,
         "StreamlinesUnassigned": n_streamlines - assigned,

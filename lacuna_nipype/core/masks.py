@@ -230,14 +230,18 @@ def lesion_points(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.float64]:
 
 
 def _mapped(
-    affine: NDArray[np.float64], points: Sequence[NDArray[Any]] | NDArray[Any]
+    affine: NDArray[np.floating[Any]], points: Sequence[NDArray[Any]]
 ) -> NDArray[np.float64]:
-    """Apply an affine to points, (3, n) in and out; zeros of the matrix cost nothing."""
+    """Apply an affine to the three coordinates of points; (3, n) comes back.
+
+    Zeros of the matrix cost nothing, and there are six of them as a rule.
+    """
     mapped = np.empty((3, len(points[0])))
     for axis in range(3):
         mapped[axis] = affine[axis, 3]
-        for other in np.flatnonzero(affine[axis, :3]):
-            mapped[axis] += affine[axis, other] * points[other]
+        for factor, coordinate in zip(affine[axis, :3], points, strict=True):
+            if factor:
+                mapped[axis] += factor * coordinate
     return mapped
 
 
@@ -275,7 +279,7 @@ def share_inside(points: NDArray[np.float64], region: NDArray[np.bool_], grid: G
     float
         0 to 1; points outside the grid are outside the region.
     """
-    voxels = np.rint(_mapped(np.linalg.inv(grid.affine), points))
+    voxels = np.rint(_mapped(np.linalg.inv(grid.affine), tuple(points)))
     # Compared as floats: coordinates of any size are allowed.
     within = np.ones(voxels.shape[1], dtype=bool)
     for index, length in zip(voxels, grid.shape, strict=True):

@@ -8,6 +8,7 @@ interpolated linearly, as ITK does, and displaces nothing outside its grid.
 from __future__ import annotations
 
 import itertools
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,10 @@ _COMPOSITE, _AFFINE, _FIELD = (
     "CompositeTransform",
     "AffineTransform",
     "DisplacementFieldTransform",
+)
+# The target that a file's name gives: TemplateFlow's, or fMRIPrep's.
+_TARGET_IN_NAME = re.compile(
+    r"^tpl-([a-zA-Z0-9]+)_(?:.*_)?from-|(?:^|_)to-([a-zA-Z0-9]+)_(?:.*_)?xfm\."
 )
 # Points taken through a transform at a time: about 60 MB of coordinates.
 _POINTS_AT_A_TIME = 500_000
@@ -121,10 +126,11 @@ class FieldStep:
         inside = self._inside(index)
         moved = points.copy()
         if inside.any():
-            # In the outer half of the border's voxels the border's displacement holds.
-            coordinates = np.ascontiguousarray(index[inside].T)
+            which = slice(None) if inside.all() else inside
+            coordinates = np.ascontiguousarray(index[which].T)
             for axis in range(3):
-                moved[inside, axis] += map_coordinates(
+                # In the outer half of the border's voxels the border's displacement holds.
+                moved[which, axis] += map_coordinates(
                     self.displacements[axis], coordinates, output=np.float64, order=1,
                     mode="nearest", prefilter=False,
                 )  # fmt: skip
@@ -475,10 +481,11 @@ def check_domains(
 ) -> None:
     """Refuse transforms of the wrong direction, or of other images.
 
-    Every displacement field must be known wherever the brain of the target is taken to. A field
-    that is met first lies on the target's own grid, so it must not be one of another standard
-    space or of the source. (A field behind an affine may lie in either space: ANTs keeps the
-    field of an inverse transform on the grid of the forward one.)
+    The name of the last file (``_to-SPACE_``, or TemplateFlow's ``tpl-SPACE_from-``) must not
+    name another space. Every displacement field must be known wherever the brain of the target
+    is taken to. A field that is met first lies on the target's own grid, so it must not be one
+    of another standard space or of the source. (A field behind an affine may lie in either
+    space: ANTs keeps the field of an inverse transform on the grid of the forward one.)
 
     Parameters
     ----------
@@ -525,10 +532,17 @@ def check_domains(
 def _check_direction(
     path: Path, field: AffineStep | FieldStep, target: Grid, space: str | None, source: Grid | None
 ) -> None:
-    if isinstance(field, AffineStep):
+    targets = (space,) if space else spaces_of_grid(target)
+    match = _TARGET_IN_NAME.search(path.name)
+    if match and targets and not any(_is_space(match[1] or match[2], one) for one in targets):
+        raise SpatialMismatchError(
+            f"Transform {path} leads to {match[1] or match[2]} by its name but shall lead to "
+            f"{' / '.join(targets)} ({target.describe()}); give the one of the right direction."
+        )
+    # TemplateFlow's own files are what their names say, whatever grid their fields have.
+    if isinstance(field, AffineStep) or (match and match[1]):
         return
     owners = spaces_of_grid(field.grid)
-    targets = (space,) if space else spaces_of_grid(target)
     foreign = owners and targets and not any(same_space(a, b) for a in owners for b in targets)
     from_source = (
         source is not None
@@ -544,6 +558,14 @@ def _check_direction(
             f"({field.grid.describe()}) but shall lead to {goal} ({target.describe()}); give the "
             "one of the opposite direction."
         )
+
+
+def _is_space(name: str, space: str) -> bool:
+    """Tell whether a name found in a file's name means a standard space."""
+    try:
+        return same_space(name, space)
+    except ValidationError:
+        return False
 
 
 def _brain_points(point_map: PointMap, target: Grid, space: str | None) -> Points:
@@ -582,6 +604,8 @@ def _source_indices(
     index: NDArray[Any], source: Grid, target: Grid, point_map: PointMap
 ) -> NDArray[np.float64]:
     """Fractional source indices of target indices, both of shape (n, 3)."""
+    # Floats first: a product with integers takes another, far slower way.
+    index = index.astype(np.float64)
     points = point_map(index @ target.affine[:3, :3].T + target.affine[:3, 3])
     inverse = np.linalg.inv(source.affine)
     return points @ inverse[:3, :3].T + inverse[:3, 3]
@@ -675,7 +699,7 @@ def _centre_in_source(warped: NDArray[np.bool_], target: Grid, point_map: PointM
     index = np.argwhere(warped)
     total, weight = np.zeros(3), 0.0
     for start in range(0, len(index), _POINTS_AT_A_TIME):
-        block = index[start : start + _POINTS_AT_A_TIME]
+        block = index[start : start + _POINTS_AT_A_TIME].astype(np.float64)
         points = block @ target.affine[:3, :3].T + target.affine[:3, 3]
         half = target.affine[:3, :3].T / 2
         edges = [point_map(points + step) - point_map(points - step) for step in half]

@@ -141,7 +141,7 @@ def _move_labels(
     lost = np.setdiff1d(labels, warped)
     labels_before = int(np.count_nonzero(np.unique(labels)))
     meta = {"LabelResampling": {"Labels": labels_before, "LabelsLost": lost[lost > 0].tolist()}}
-    return {"out_file": warped.astype("i4")}, meta
+    return {"out_file": warped.astype("i4" if labels.max() < 2**31 else "i8")}, meta
 
 
 def _move_map(inputs: Any, data: Any, grid: Any, target: Any, point_map: Any) -> tuple[Any, Any]:

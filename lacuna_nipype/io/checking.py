@@ -16,7 +16,8 @@ from lacuna_nipype.core.masks import left_share, lesion_points, share_inside
 from lacuna_nipype.core.spaces import Grid
 from lacuna_nipype.io.collect import LesionRecord
 from lacuna_nipype.io.images import Mask, load_mask
-from lacuna_nipype.io.lesions import judge_mask, map_threads
+from lacuna_nipype.io.lesions import Normaliser, judge_mask, map_threads
+from lacuna_nipype.io.normalisation import REFERENCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,15 +36,17 @@ class MaskCheck:
     ----------
     record : LesionRecord
     space : str or None
-        TemplateFlow name; as declared where that cannot be used; None where nothing declares it.
+        Space of the mask: TemplateFlow name, or that of an image of the participant; as declared
+        where that cannot be used; None where nothing declares it.
     n_voxels : int or None
         None where the voxels cannot be used; the same for the volume.
     volume_ml : float or None
     left_share : float or None
         Share of what lies in either hemisphere that lies in the left one, 0 to 1. None as
-        well where the space is in doubt, or all voxels are at the midline.
+        well where the mask is not in a standard space, or all voxels are at the midline.
     share_in_brain : float or None
-        Share of the voxels inside the MNI152 brain, 0 to 1.
+        Share of the voxels inside the MNI152 brain, 0 to 1; None as well where the mask is not
+        in a standard space.
     warnings, errors : tuple of str
         A mask with errors cannot be analysed.
     content : str
@@ -93,6 +96,7 @@ def check_masks(
     brain: tuple[NDArray[np.bool_], Grid],
     on_empty: str = "warn",
     insist_on_space: bool = False,
+    normalise: Normaliser | None = None,
     n_threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[MaskCheck, ...]:
@@ -108,6 +112,9 @@ def check_masks(
         warning.
     insist_on_space : bool
         The space was given by the user explicitly; a grid of another space is a warning then.
+    normalise : callable, optional
+        Finds the transform of a mask in the participant's own space, see
+        :func:`lacuna_nipype.io.lesions.inspect_lesions`.
     n_threads : int
         Masks read at the same time.
     progress : callable, optional
@@ -121,7 +128,13 @@ def check_masks(
     """
 
     def check(record: LesionRecord) -> MaskCheck:
-        return check_mask(record, brain=brain, on_empty=on_empty, insist_on_space=insist_on_space)
+        return check_mask(
+            record,
+            brain=brain,
+            on_empty=on_empty,
+            insist_on_space=insist_on_space,
+            normalise=normalise,
+        )
 
     checks = map_threads(check, records, n_threads=n_threads, progress=progress)
     return _note_copies(list(checks))
@@ -133,13 +146,14 @@ def check_mask(
     brain: tuple[NDArray[np.bool_], Grid],
     on_empty: str = "warn",
     insist_on_space: bool = False,
+    normalise: Normaliser | None = None,
 ) -> MaskCheck:
     """Read one mask and say what is in it and what is wrong with it.
 
     Parameters
     ----------
     record : LesionRecord
-    brain, on_empty, insist_on_space
+    brain, on_empty, insist_on_space, normalise
         See :func:`check_masks`.
 
     Returns
@@ -160,7 +174,12 @@ def check_mask(
         return known
     try:
         lesion = judge_mask(
-            record, mask, targets={}, on_empty=on_empty, insist_on_space=insist_on_space
+            record,
+            mask,
+            targets={},
+            on_empty=on_empty,
+            insist_on_space=insist_on_space,
+            normalise=normalise,
         )
     except EmptyMaskError as error:
         if on_empty == "skip":
@@ -169,7 +188,10 @@ def check_mask(
         return replace(known, errors=(str(error),))
     except (ValidationError, SpatialMismatchError) as error:
         return replace(known, errors=(str(error),))
-    return _located(replace(known, space=lesion.space, warnings=lesion.warnings), mask, brain)
+    known = replace(known, warnings=lesion.warnings)
+    if lesion.normalisation:
+        return replace(known, space=record.space or REFERENCE)
+    return _located(replace(known, space=lesion.space), mask, brain)
 
 
 def _located(check: MaskCheck, mask: Mask, brain: tuple[NDArray[np.bool_], Grid]) -> MaskCheck:
@@ -191,7 +213,7 @@ def _located(check: MaskCheck, mask: Mask, brain: tuple[NDArray[np.bool_], Grid]
         left_share=left_share(points),
         share_in_brain=share,
         warnings=warnings,
-        content=hashlib.blake2b(points.astype(np.float32), digest_size=16).hexdigest(),
+        content=hashlib.blake2b(points.astype(np.float32).tobytes(), digest_size=16).hexdigest(),
     )
 
 

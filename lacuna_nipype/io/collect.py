@@ -191,7 +191,7 @@ class _Choice:
             return False
         if "suffix" not in self.filters and not image.is_mask:
             return False
-        if _is_tissue(entities):
+        if is_tissue(entities):
             return False
         if self.pattern is not None and not _matches(image.path.name, self.pattern):
             return False
@@ -453,8 +453,18 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(split_extension(name)[0], pattern)
 
 
-def _is_tissue(entities: Mapping[str, str]) -> bool:
-    """Tell whether a mask shows the brain or a tissue."""
+def is_tissue(entities: Mapping[str, str]) -> bool:
+    """Tell whether a mask shows the brain or a tissue.
+
+    Parameters
+    ----------
+    entities : mapping of str to str
+        ``label`` and ``desc`` decide.
+
+    Returns
+    -------
+    bool
+    """
     named = [entities[key] for key in ("label", "desc") if key in entities]
     return any(name in _TISSUE_CODES or name.casefold() in _TISSUE_WORDS for name in named)
 
@@ -758,9 +768,7 @@ def _note_left_out(images: Iterable[_Image], choice: _Choice, notices: list[str]
     left_out = [
         image.path.name
         for image in images
-        if image.is_mask
-        and not _is_tissue(image.entities)
-        and not _is_named_lesion(image.entities)
+        if image.is_mask and not is_tissue(image.entities) and not _is_named_lesion(image.entities)
     ]
     if left_out:
         notices.append(

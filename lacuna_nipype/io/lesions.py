@@ -334,7 +334,7 @@ def _space_of(
         return canonical_space(record.space)
 
 
-def which_space(grid: Grid, flag: str) -> str:
+def which_space(grid: Grid, flag: str, whose: str = "its grid") -> str:
     """Say what to do about an image that does not say its space; a grid is a hint, no proof.
 
     Parameters
@@ -343,6 +343,8 @@ def which_space(grid: Grid, flag: str) -> str:
         Grid of the image.
     flag : str
         Option that names the space.
+    whose : str
+        How the sentence calls the grid.
 
     Returns
     -------
@@ -353,8 +355,8 @@ def which_space(grid: Grid, flag: str) -> str:
     if not likely:
         return f"add {flag} SPACE (one of {', '.join(known_spaces())})"
     if all(same_space(likely[0], space) for space in likely):
-        return f"its grid is that of {likely[0]}: add {flag} {likely[0]} if that is right"
-    return f"its grid is that of {' or '.join(likely)}: add {flag} with the right one"
+        return f"{whose} is that of {likely[0]}: add {flag} {likely[0]} if that is right"
+    return f"{whose} is that of {' or '.join(likely)}: add {flag} with the right one"
 
 
 def _why_empty(mask: Mask, brain: tuple[NDArray[Any], Grid] | None) -> str | None:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.masks import binarise_mask, check_affine, size_warnings
+from lacuna_nipype.core.masks import (
+    binarise_mask,
+    check_affine,
+    check_shear,
+    left_share,
+    lesion_points,
+    share_inside,
+    size_warnings,
+)
 from lacuna_nipype.core.spaces import Grid
 
 NAME = "Mask sub-01.nii.gz"
@@ -151,3 +159,89 @@ def test_affines_that_place_nothing(affine):
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (-2, 2, 2), (0.5, 0.5, 5), (0.1, 20, 1)])
 def test_affines_of_brain_images(sizes):
     check_affine(np.diag([*sizes, 1.0]), NAME)
+
+
+# --- shear ----------------------------------------------------------------------------------
+
+
+def sheared(degrees, sizes=(1.0, 2.0, 3.0)):
+    """Axes of which the second leans towards the first, as a whole turned in space."""
+    angle = np.radians(degrees)
+    axes = np.array([[1, np.sin(angle), 0], [0, np.cos(angle), 0], [0, 0, 1]])
+    turn = np.array([[0.8, 0, -0.6], [0, 1, 0], [0.6, 0, 0.8]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ axes * sizes
+    return affine
+
+
+@pytest.mark.parametrize("degrees", [0, 0.4, -0.4])
+def test_perpendicular_axes_pass(degrees):
+    assert check_shear(sheared(degrees), NAME) == []
+
+
+@pytest.mark.parametrize("degrees", [0.6, -1.9])
+def test_a_little_shear_is_remarked_on(degrees):
+    (remark,) = check_shear(sheared(degrees), NAME)
+    assert NAME in remark
+    assert f"{abs(degrees):.1f} degrees" in remark
+
+
+@pytest.mark.parametrize("degrees", [2.1, -30])
+def test_much_shear_is_refused(degrees):
+    with pytest.raises(ValidationError, match=rf"sub-01\.nii\.gz .*{abs(degrees):.1f} degrees"):
+        check_shear(sheared(degrees), NAME)
+
+
+def test_flipped_and_permuted_axes_are_no_shear():
+    affine = np.array([[0, -2, 0, 5], [0, 0, 1.0, 6], [-3, 0, 0, 7], [0, 0, 0, 1]])
+    assert check_shear(affine, NAME) == []
+
+
+# --- where a lesion is ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("affine", [np.diag([-2.0, 2, 2, 1]), sheared(20)])
+def test_points_of_a_lesion(order, affine):
+    affine = affine.copy()
+    affine[:3, 3] = 10, -20, 30
+    mask = np.random.default_rng(0).random((5, 7, 6)) < 0.3
+    expected = {
+        tuple(np.round(affine @ [*voxel, 1], 9)[:3])
+        for voxel in zip(*np.nonzero(mask), strict=True)
+    }
+    points = lesion_points(np.array(mask, order=order), Grid.make(mask.shape, affine))
+    assert points.shape == (3, np.count_nonzero(mask))
+    assert {tuple(point) for point in np.round(points.T, 9)} == expected
+
+
+def test_points_of_an_empty_mask():
+    assert lesion_points(np.zeros((2, 3, 4), bool), Grid.make((2, 3, 4), np.eye(4))).shape == (
+        3,
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "share"),
+    [
+        ([-10, -20, -30, 10], 0.75),
+        ([-10, 1.5, -2, 2, 0], 1.0),  # at the midline: counts for no side
+        ([2.5, 30], 0.0),
+        ([-1, 0, 1], None),
+        ([], None),
+    ],
+)
+def test_share_in_the_left_hemisphere(x, share):
+    points = np.stack([np.array(x, float), np.zeros(len(x)), np.ones(len(x))])
+    assert left_share(points) == share
+
+
+def test_share_inside_a_region():
+    region = np.zeros((4, 4, 4), dtype=bool)
+    region[:2] = True
+    grid = Grid.make(region.shape, np.diag([-2.0, 2, 2, 1]))
+    # Voxels 0, 1, 1 (rounded from 1.4), 2 along x; the last two are outside the grid.
+    x = np.array([0, -2, -2.8, -4, 10, -1e12])
+    points = np.stack([x, np.ones(6), np.full(6, 6.0)])
+    assert share_inside(points, region, grid) == pytest.approx(3 / 6)

@@ -359,14 +359,16 @@ def test_the_fast_path_is_the_full_computation(warps, seed):
     rng = np.random.default_rng(seed)
     paths = ([warps.to_2009c], [warps.to_nlin6], [warps.to_2009c, warps.to_nlin6])
     point_map = load_point_map(paths[seed % 3])
-    source = grid_of((60, 70, 60), 2.5, (-70, -95, -60))
-    target = grid_of((50, 62, 55), 3.0, (-75, -100, -65), rotation_of(seed) if seed % 2 else None)
+    source = grid_of((45, 52, 45), 3.3, (-70, -95, -60))
+    target = grid_of((38, 45, 40), 4.0, (-75, -100, -65), rotation_of(seed) if seed % 2 else None)
     mask = np.zeros(source.shape, bool)
     # Some blobs, of which a few touch the border of the image.
     for _ in range(rng.integers(1, 4)):
-        centre, radius = rng.uniform(0, source.shape), rng.uniform(1, 8)
-        distance = np.linalg.norm(np.indices(source.shape).T - centre, axis=-1).T
-        mask |= distance < radius
+        mask |= drawn_on(
+            source,
+            apply_affine(source.affine, rng.uniform(0, source.shape)[None])[0],
+            rng.uniform(3, 25, 3),
+        )
     full = warp_labels(mask, source, target, point_map)
     fast, accounting = warp_mask(mask, source, target, point_map)
     if not full.any() and accounting.kept_by_centre:
@@ -482,17 +484,18 @@ def test_an_empty_mask_stays_empty(warps):
 
 # Every pair of space, orientation and resolution
 
-LESION_CENTRE, LESION_RADII = np.array([-34.0, -22.0, 14.0]), np.array([16.0, 12.0, 14.0])
+# 36 ml. From 3 mm to 3 mm, where a voxel is 0.027 ml, nearest neighbour changes a lesion of 11 ml
+# by up to 8 % (0.1 % on average); wherever one of the grids is finer it is below 3 %.
+LESION_CENTRE, LESION_RADII = np.array([-34.0, -22.0, 14.0]), np.array([20.0, 24.0, 18.0])
+LESION_ML = 4 / 3 * np.pi * LESION_RADII.prod() / 1000
 GRIDS = [
     *((space, size) for space in (NLIN6, NLIN2009C) for size in (1, 2, 3)),
-    (NLIN2009A, 1),
     (NLIN2009B, 1),
 ]
 TURN = np.deg2rad(11)
 ORIENTATIONS = {
     "RAS": np.eye(3),
     "LAS": np.diag([-1.0, 1, 1]),
-    "PIR": np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]),
     "oblique": np.array(
         [[np.cos(TURN), -np.sin(TURN), 0], [np.sin(TURN), np.cos(TURN), 0], [0, 0, 1]]
     ),
@@ -529,21 +532,21 @@ def drawn_on(grid, centre=LESION_CENTRE, radii=LESION_RADII):
 def pull_between(warps, source, target):
     if same_space(source, target):
         return lambda points: points
-    representative = NLIN6 if target == NLIN6 else NLIN2009C
-    return lambda points: warps.pull(representative, points)
+    return lambda points: warps.pull(NLIN6 if target == NLIN6 else NLIN2009C, points)
 
 
 @pytest.fixture(scope="module")
 def truth(warps):
-    """Centre of mass (mm) and volume (ml) of the true warped lesion, by pair of spaces."""
-    spaces = (NLIN6, NLIN2009C, NLIN2009A, NLIN2009B)
-    axes = [np.arange(c - 32, c + 32, 0.8) for c in LESION_CENTRE]
+    """Centre of mass (mm) of the true warped lesion, and its stretch, by pair of spaces."""
+    axes = [np.arange(c - 45, c + 45, 1.3) for c in LESION_CENTRE]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     found = {}
-    for source, target in itertools.product(spaces, spaces):
+    for source, target in itertools.product((NLIN6, NLIN2009C), repeat=2):
         inside = in_lesion(pull_between(warps, source, target)(points))
-        assert inside.any()
-        found[source, target] = points[inside].mean(axis=0), inside.sum() * 0.8**3 / 1000
+        stretch = inside.sum() * 1.3**3 / 1000 / LESION_ML
+        found[source, target] = points[inside].mean(axis=0), stretch
+    for pair in itertools.product((NLIN6, NLIN2009C, NLIN2009A, NLIN2009B), repeat=2):
+        found[pair] = found[tuple(NLIN6 if space == NLIN6 else NLIN2009C for space in pair)]
     return found
 
 
@@ -564,19 +567,28 @@ def test_lesions_of_any_grid_in_any_space(warps, truth, mask_grid, orientation):
         target = grid_of_size(target_space, target_size)
         point_map = load_point_map(paths_between(warps, space, target_space))
         warped, accounting = warp_mask(mask, source, target, point_map)
-        centre, volume = truth[space, target_space]
+        centre, stretch = truth[space, target_space]
         # Half a voxel of the coarser grid: where 2 mm voxels meet 1 mm voxels midway, all of a
         # lesion's surface is a tie, and 0.5 mm is what the rule for ties costs.
         shift = np.abs(centre_of_mass(warped, target) - centre)
         assert shift.max() < 0.5 * max(size, target_size), (target_space, target_size)
-        assert np.linalg.norm(drawn) < 0.1 * size
-        # The volume of the truth holds the Jacobian of the transform, between 0.85 and 1.2 here.
-        assert accounting.volume_ml_after == pytest.approx(volume, rel=0.05)
-        pull = pull_between(warps, space, target_space)
-        restored = np.sum(jacobian_of(pull, points_in(warped, target)))
-        restored *= target.voxel_volume_ml
-        assert restored == pytest.approx(accounting.volume_ml_before, rel=0.05)
         assert accounting.centre_shift_mm < 0.5 * max(size, target_size)
+        assert np.linalg.norm(drawn) < 0.1 * size
+        expected = accounting.volume_ml_before * stretch
+        assert accounting.volume_ml_after == pytest.approx(expected, rel=0.05)
+
+
+def test_the_stretch_is_the_jacobian_of_the_field(warps, truth):
+    for source, target in ((NLIN6, NLIN2009C), (NLIN2009C, NLIN6)):
+        pull = pull_between(warps, source, target)
+        grid = grid_of_size(target, 2)
+        mask, _ = warp_mask(
+            drawn_on(grid_of_size(source, 2)), grid_of_size(source, 2), grid,
+            load_point_map(paths_between(warps, source, target)),
+        )  # fmt: skip
+        jacobian = jacobian_of(pull, points_in(mask, grid))
+        assert 1 / jacobian.mean() == pytest.approx(truth[source, target][1], rel=0.01)
+        assert jacobian.max() / jacobian.min() > 1.5
 
 
 def points_in(mask, grid):
@@ -597,7 +609,7 @@ def test_the_volume_of_a_lesion_of_one_millilitre(warps, size):
     source, target = template_grid(NLIN6, 1), template_grid(NLIN2009C, size)
     point_map = load_point_map([warps.to_2009c])
     pull = pull_between(warps, NLIN6, NLIN2009C)
-    for seed in range(8):
+    for seed in range(4):
         centre = np.random.default_rng(seed).uniform(-45, 45, 3)
         mask = drawn_on(source, centre, (6.4, 6.4, 6.4))
         warped, accounting = warp_mask(mask, source, target, point_map)
@@ -612,9 +624,9 @@ def test_a_lesion_on_the_grid_of_the_stroke_data(warps, truth):
     mask = drawn_on(source)
     check_domain(warps.to_2009c, target, source=source)
     warped, _ = warp_mask(mask, source, target, load_point_map([warps.to_2009c]))
-    centre, volume = truth[NLIN6, NLIN2009C]
+    centre, stretch = truth[NLIN6, NLIN2009C]
     assert np.abs(centre_of_mass(warped, target) - centre).max() < 0.2
-    assert warped.sum() * 0.008 == pytest.approx(volume, rel=0.05)
+    assert warped.sum() * 8 == pytest.approx(mask.sum() * stretch, rel=0.02)
 
 
 # Maps
@@ -747,6 +759,32 @@ def test_the_synthetic_transforms_lead_where_they_should(warps):
     check_domain(warps.to_2009c, grids[NLIN2009C], space=NLIN2009C, source=grids[NLIN6])
     # ANTs' inverse: an affine first, and the field on the other space's grid.
     check_domain(warps.to_nlin6, grids[NLIN6], space=NLIN6, source=grids[NLIN2009C])
+
+
+@pytest.mark.parametrize(
+    ("name", "leads_to_2009c"),
+    [
+        (f"tpl-{NLIN2009C}_from-{NLIN6}_mode-image_xfm.h5", True),
+        (f"tpl-{NLIN6}_from-{NLIN2009C}_mode-image_xfm.h5", False),
+        ("sub-1_from-T1w_to-MNI152NLin2009bAsym_mode-image_xfm.h5", True),
+        (f"sub-1_from-{NLIN2009C}_to-T1w_mode-image_xfm.h5", False),
+        (f"sub-1_from-T1w_to-{NLIN6}_xfm.h5", False),
+        ("up-to-date_xfm.h5", True),
+        ("warp.h5", True),
+    ],
+)
+def test_a_name_that_says_another_direction_is_believed(warps, tmp_path, name, leads_to_2009c):
+    path = tmp_path / name
+    path.write_bytes(warps.to_2009c.read_bytes())
+    template = template_grid(NLIN2009C, 2)
+    for options in ({}, {"space": "MNI152NLin2009aAsym"}):
+        if leads_to_2009c:
+            check_domain(path, template, **options)
+        else:
+            with pytest.raises(SpatialMismatchError, match="name"):
+                check_domain(path, template, **options)
+    # A grid that is nobody's does not contradict it.
+    check_domain(path, grid_of((40, 40, 40), 3.3, (-60, -70, -60)))
 
 
 def native(shift=(12.0, -25.0, 30.0)):

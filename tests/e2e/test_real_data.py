@@ -1,5 +1,7 @@
 """All 33 real stroke lesions through regional damage, functional and structural mapping.
 
+Structural disconnection is computed twice, with both engines.
+
 Lesions, atlas, functional data and tractogram come from different MNI templates (Colin27 grid,
 MNI152NLin6Asym, an unnamed MNI space at 7.5 mm, ICBM 2009a). For this test all are declared
 MNI152NLin6Asym: an approximation of a few millimetres that says nothing about the anatomy, and
@@ -9,11 +11,14 @@ that does not matter for what is tested, which is that the numbers equal indepen
 from __future__ import annotations
 
 import csv
+import gzip
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import h5py
@@ -24,6 +29,7 @@ import pytest
 SPACE = "MNI152NLin6Asym"
 DATA = Path(os.environ["LACUNA_TEST_DATA"]) if os.environ.get("LACUNA_TEST_DATA") else None
 ATLAS_STEM = "tpl-MNI152NLin6Asym_res-01_atlas-Schaefer2018_desc-100Parcels7Networks_dseg"
+MATRICES = ("streamlinesfull", "streamlineslesion", "streamlinesintact", "disconnectionpct")
 
 pytestmark = [
     pytest.mark.e2e,
@@ -64,6 +70,27 @@ def write_connectome(folder: Path) -> None:
             handle.attrs["mask_shape"] = mask.shape
 
 
+def lacuna(root: Path, out: str, *options: object) -> str:
+    """Run the command with matrices and bundles; gives what it printed."""
+    atlas = DATA / "parcellations" / ATLAS_STEM
+    tractogram = DATA / "tractogram_hcp1065"
+    command = [
+        sys.executable, "-m", "lacuna_nipype", root / "bids", root / out, "participant",
+        "--mask-space", SPACE,
+        "--structural-connectome", tractogram / "hcp1065_10403_step2mm.tck",
+        "--structural-space", SPACE,
+        "--custom-parcellation", "Schaefer100", f"{atlas}.nii.gz", f"{atlas}.txt", SPACE,
+        "--compute-disconnectivity-matrix", "--compute-roi-disconnection",
+        "--streamline-groups", tractogram / "streamline_bundle.tsv.gz",
+        "--plugin", "MultiProc", "-w", root / f"work-{out}", *options,
+    ]  # fmt: skip
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """One command over the whole cohort; gives the folder that holds everything."""
@@ -78,31 +105,29 @@ def run(tmp_path_factory) -> Path:
         json.dumps({"Name": "real", "BIDSVersion": "1.10.1", "DatasetType": "derivative"})
     )
     write_connectome(root / "connectome")
-    command = [
-        sys.executable, "-m", "lacuna_nipype", bids, root / "out", "participant",
-        "--mask-space", SPACE,
-        "--functional-connectome", root / "connectome", "--functional-space", SPACE,
-        "--structural-connectome",
-        DATA / "tractogram_hcp1065" / "hcp1065_10403_step2mm.tck", "--structural-space", SPACE,
-        "--custom-parcellation", "Schaefer100",
-        DATA / "parcellations" / f"{ATLAS_STEM}.nii.gz",
-        DATA / "parcellations" / f"{ATLAS_STEM}.txt", SPACE,
-        "--plugin", "MultiProc", "-w", root / "work",
-    ]  # fmt: skip
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "-upsample" in done.stdout, "the missing step_size of the tractogram is announced"
+    functional = ("--functional-connectome", root / "connectome", "--functional-space", SPACE)
+    printed = lacuna(root, "out", *functional)
+    assert "-upsample" in printed, "the missing step_size of the tractogram is announced"
     return root
+
+
+@pytest.fixture(scope="module")
+def with_mrtrix(run) -> Path:
+    """Results of the other engine: so many lesions are done with the index by default."""
+    lacuna(run, "mrtrix", "--analysis", "snm", "--snm-engine", "mrtrix")
+    return run / "mrtrix"
 
 
 def subjects(root: Path) -> list[str]:
     return sorted(path.name for path in (root / "bids").glob("sub-*"))
 
 
-def output(root: Path, subject: str, tail: str) -> Path:
-    return root / "out" / subject / "anat" / f"{subject}_space-{SPACE}_{tail}"
+def output(root: Path, subject: str, tail: str, out: str = "out") -> Path:
+    return root / out / subject / "anat" / f"{subject}_space-{SPACE}_{tail}"
+
+
+def of_atlas(quantity: str, suffix: str, atlas: str = "Schaefer100") -> str:
+    return f"atlas-{atlas}_label-stroke_stat-{quantity}_desc-snm_{suffix}"
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -193,6 +218,87 @@ def test_functional_maps_agree_with_corrcoef(run):
         np.testing.assert_allclose(maps["r"], np.tanh(z.mean(axis=0)), atol=1e-5)
         t = z.mean(axis=0) / (z.std(axis=0, ddof=1) / 2)
         np.testing.assert_allclose(maps["t"], t, rtol=1e-4, atol=1e-4)
+
+
+def test_both_engines_give_the_same_bytes(run, with_mrtrix):
+    def digests(out: Path) -> dict[str, str]:
+        return {
+            str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(out.rglob("*_desc-snm_*"))
+            if path.suffix != ".json"
+        }
+
+    found = digests(run / "out")
+    # Map, its means by region, regions, bundles, and four matrices.
+    assert len(found) == 33 * 8
+    assert found == digests(with_mrtrix)
+    for subject in subjects(run):
+        tail = "label-stroke_desc-snm_stats.json"
+        assert output(run, subject, tail).read_text() == (
+            output(run, subject, tail, "mrtrix").read_text()
+        )
+    engines = [
+        json.loads(output(run, subject, of_atlas(MATRICES[0], "relmat.json"), out).read_text())
+        for out in ("out", "mrtrix")
+    ]
+    assert [sidecar["Engine"] for sidecar in engines] == ["index", "mrtrix"]
+
+
+def matrix(path: Path) -> np.ndarray:
+    rows = table(path)
+    return np.array([[float(row[column["name"]]) for column in rows] for row in rows])
+
+
+def positions_of(part: list[bytes], whole: list[bytes]) -> list[int]:
+    """Where the streamlines of a selection stand in the whole, whose order it keeps."""
+    places = iter(range(len(whole)))
+    return [next(place for place in places if whole[place] == one) for one in part]
+
+
+def test_matrices_and_bundles_equal_the_commands_typed_by_hand(run, with_mrtrix, tmp_path):
+    tractogram = DATA / "tractogram_hcp1065" / "hcp1065_10403_step2mm.tck"
+    atlas = DATA / "parcellations" / f"{ATLAS_STEM}.nii.gz"
+
+    def connectome(streamlines: Path) -> np.ndarray:
+        words = ["tck2connectome", streamlines, atlas, "m.csv", "-symmetric", "-zero_diagonal"]
+        subprocess.run([*map(str, words), "-quiet", "-force"], check=True, cwd=tmp_path)
+        return np.loadtxt(tmp_path / "m.csv", delimiter=",")
+
+    def lines(path: Path) -> list[bytes]:
+        return [line.tobytes() for line in nb.streamlines.load(path).streamlines]
+
+    with gzip.open(DATA / "tractogram_hcp1065" / "streamline_bundle.tsv.gz", "rt") as stream:
+        bundle_of = [row["bundle"] for row in csv.DictReader(stream, delimiter="\t")]
+    full, whole = connectome(tractogram), lines(tractogram)
+    assert full.shape == (100, 100)
+    for subject in subjects(run)[::8]:
+        mask = run / "bids" / subject / "anat" / f"{subject}_label-stroke_mask.nii.gz"
+        words = ["tckedit", tractogram, tmp_path / "hit.tck", "-include", mask, "-force"]
+        subprocess.run([*map(str, words), "-quiet"], check=True)
+        lesion = connectome(tmp_path / "hit.tck")
+        assert lesion.sum() > 0
+        share = np.divide(100 * lesion, full, out=np.zeros_like(full), where=full > 0)
+        expected = dict(zip(MATRICES, (full, lesion, full - lesion, share), strict=True))
+        for quantity, values in expected.items():
+            found = matrix(output(run, subject, of_atlas(quantity, "relmat.tsv"), "mrtrix"))
+            np.testing.assert_allclose(found, values, rtol=1e-9)
+        rows = table(output(run, subject, of_atlas("disconnectionpct", "parcelstats.tsv")))
+        degree = np.maximum(full.sum(axis=1), 1)
+        np.testing.assert_allclose(
+            [float(row["disconnectionpct"]) for row in rows],
+            100 * lesion.sum(axis=1) / degree,
+            rtol=1e-9,
+        )
+        hits = positions_of(lines(tmp_path / "hit.tck"), whole)
+        cut, size = Counter(bundle_of[hit] for hit in hits), Counter(bundle_of)
+        tail = of_atlas("streamlinespct", "parcelstats.tsv", "streamlineBundle")
+        rows = table(output(run, subject, tail))
+        assert {row["name"] for row in rows} == set(size)
+        for row in rows:
+            name = row["name"]
+            assert int(row["n_streamlines_hit"]) == cut[name]
+            share = 100 * cut[name] / size[name]
+            assert float(row["streamlinespct"]) == pytest.approx(share, rel=1e-9)
 
 
 def test_disconnection_equals_the_commands_typed_by_hand(run, tmp_path):

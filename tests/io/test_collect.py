@@ -603,6 +603,22 @@ def test_content_that_was_never_fetched(tmp_path):
             MNI,
         ),
         ({"SpatialReference": {"VolumeReference": f"bids:tf:{MNI}.nii.gz"}}, MNI),
+        ({"SpatialReference": f"https://x.org/tpl-{MNI}_res-02_T1w.nii.gz"}, MNI),
+        ({"SpatialReference": MNI}, MNI),
+        ({"SpatialReference": "/usr/local/fsl/data/standard/MNI152_T1_2mm_brain.nii.gz"}, MNI),
+        (
+            {
+                "SpatialReference": {
+                    "VolumeReference": f"tpl-{MNI}_res-02_T1w.nii.gz",
+                    "CIFTI_STRUCTURE_CORTEX_LEFT": "tpl-fsLR_hemi-L_den-32k_sphere.surf.gii",
+                }
+            },
+            MNI,
+        ),
+        ({"SpatialReference": {"a": "tpl-fsLR_x", "b": f"tpl-{MNI}_x"}}, None),
+        ({"SpatialReference": {"VolumeReference": 3}}, None),
+        ({"SpatialReference": ["tpl-fsLR_x"]}, "fsLR"),
+        ({"Space": "MNI152", "SpatialReference": f"tpl-{MNI}_x"}, MNI),
         ({"SpatialReference": "bids:raw:sub-01/anat/sub-01_T1w.nii.gz"}, None),
         ({"SpatialReference": "MNI152NLin2009cAsym or MNI152NLin6Asym"}, None),
         ({"Space": 3}, None),
@@ -650,11 +666,15 @@ def test_sidecars_are_inherited(tmp_path):
 def test_name_and_sidecar_that_disagree(tmp_path, sidecar):
     name = f"sub-01_space-{MNI}_label-L_mask"
     make(tmp_path, f"{name}.nii.gz", sidecars={f"{name}.json": sidecar})
-    with pytest.raises(BidsError, match=name):
-        collect_masks(tmp_path)
+    make(tmp_path, "sub-02_label-L_mask.nii.gz")
+    one, other = collect_masks(tmp_path).records
+    assert (one.space, one.space_source, other.problem) == (None, "", "")
+    for part in (name, MNI, "MNI152NLin2009cAsym", "--mask-space"):
+        assert part in one.problem
     collection = collect_masks(tmp_path, mask_space="MNI152NLin2009cAsym")
-    (record,) = collection.records
+    record = collection.records[0]
     assert (record.space, record.space_source) == ("MNI152NLin2009cAsym", "mask-space")
+    assert record.problem == ""
     assert any(MNI in notice for notice in collection.notices)
 
 
@@ -662,6 +682,27 @@ def test_a_vague_sidecar_does_not_contradict(tmp_path):
     name = f"sub-01_space-{MNI}_label-L_mask"
     make(tmp_path, f"{name}.nii.gz", sidecars={f"{name}.json": {"Space": "MNI152"}})
     assert collect_masks(tmp_path).records[0].space == MNI
+
+
+@pytest.mark.parametrize(
+    ("entity", "sidecar", "settled"),
+    [
+        ("MNI152", "MNI152NLin2009cAsym", "MNI152NLin2009cAsym"),  # says more
+        ("MNI152NLin6", "FSL", "MNI152NLin6"),  # two names of one space
+        ("MNI152NLin2009aAsym", "MNI152NLin2009cAsym", "MNI152NLin2009aAsym"),  # one anatomy
+        ("T1w", "t1w", "T1w"),
+    ],
+)
+def test_name_and_sidecar_that_agree_in_other_words(tmp_path, entity, sidecar, settled):
+    name = f"sub-01_space-{entity}_label-L_mask"
+    make(tmp_path, f"{name}.nii.gz", sidecars={f"{name}.json": {"Space": sidecar}})
+    (record,) = collect_masks(tmp_path).records
+    assert (record.space, record.problem) == (settled, "")
+
+
+def test_a_vague_space_is_not_contradicted_by_the_users(tmp_path):
+    make(tmp_path, "sub-01_space-MNI152_label-L_mask.nii.gz")
+    assert collect_masks(tmp_path, mask_space="MNI152NLin2009cAsym").notices == ()
 
 
 def test_mask_space_that_says_the_same_needs_no_notice(tmp_path):
@@ -676,8 +717,11 @@ def test_unreadable_sidecar(tmp_path, text):
     make(tmp_path, "sub-01_label-L_mask.nii.gz")
     sidecar = tmp_path / "sub-01" / "anat" / "sub-01_label-L_mask.json"
     sidecar.write_bytes(text.encode("latin-1"))
-    with pytest.raises(BidsError, match=sidecar.name):
-        collect_masks(tmp_path)
+    make(tmp_path, "sub-02_label-L_mask.nii.gz")
+    bad, good = collect_masks(tmp_path).records
+    assert str(sidecar) in bad.problem
+    assert str(bad.path) in bad.problem
+    assert good.problem == ""
 
 
 def test_sidecars_of_other_masks_are_not_read(tmp_path):

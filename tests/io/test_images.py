@@ -173,3 +173,141 @@ def test_missing_files_and_folders_are_named(tmp_path):
     for name in ("nowhere.nii.gz", "folder.nii"):
         with pytest.raises(ValidationError, match=name):
             load_mask(tmp_path / name)
+
+
+# --- the way through the blocks -------------------------------------------------------------
+
+LARGE = np.random.default_rng(1).random((70, 60, 50)) < 0.1  # 210,000 voxels, several blocks
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "<i2", ">i2", "<f4", ">f8", "<i8"])
+def test_every_type_is_read_alike_compressed_or_not(tmp_path, dtype):
+    data = LARGE.astype(dtype)
+    byte_order = ">" if dtype[0] == ">" else "<"
+    header = nib.Nifti1Header(endianness=byte_order)
+    header.set_data_dtype(np.dtype(dtype))
+    for name in ("a.nii", "a.nii.gz"):
+        nib.save(nib.Nifti1Image(data, AFFINE, header), tmp_path / name)
+        mask = load_mask(tmp_path / name)
+        assert np.array_equal(mask.data, LARGE)
+        assert mask.data.flags.f_contiguous
+        assert mask.n_voxels == np.count_nonzero(LARGE)
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0.0, 0.9999), (2e-4, 1.0)])
+def test_other_pairs_of_values_take_the_long_way(save, values):
+    low, high = values
+    data = np.where(LARGE, high, low).astype(np.float32)
+    assert np.array_equal(load_mask(save(data)).data, LARGE)
+
+
+@pytest.mark.parametrize("value", [np.nan, 2, -1, 0.5])
+def test_one_wrong_voxel_near_the_end_is_found(save, value):
+    data = LARGE.astype(np.float32)
+    data[-1, -1, -2] = value
+    with pytest.raises(ValidationError, match=r"lesion\.nii\.gz"):
+        load_mask(save(data))
+
+
+def test_files_compressed_in_several_parts(save, tmp_path):
+    """As bgzip and parallel compressors write them."""
+    raw = gzip.decompress(save(LARGE.astype(np.uint8)).read_bytes())
+    parts = [raw[start : start + 50_000] for start in range(0, len(raw), 50_000)]
+    (tmp_path / "parts.nii.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    assert np.array_equal(load_mask(tmp_path / "parts.nii.gz").data, LARGE)
+
+
+def test_more_bytes_than_voxels_are_ignored(save):
+    path = save(LARGE.astype(np.uint8))
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(10**6)))
+    assert np.array_equal(load_mask(path).data, LARGE)
+
+
+def test_a_wrong_checksum_is_named(save):
+    path = save(LARGE.astype(np.uint8))
+    raw = bytearray(path.read_bytes())
+    raw[-6] ^= 255
+    path.write_bytes(raw)
+    with pytest.raises(ValidationError, match=r"lesion\.nii\.gz"):
+        load_mask(path)
+
+
+# --- orientation ----------------------------------------------------------------------------
+
+
+def save_forms(path, sform, qform, codes=(4, 1)):
+    image = nib.Nifti1Image(LESION, None)
+    image.set_sform(sform, codes[0])
+    image.set_qform(qform, codes[1])
+    nib.save(image, path)
+    return path
+
+
+def moved(millimetres):
+    affine = AFFINE.copy()
+    affine[1, 3] += millimetres
+    return affine
+
+
+def test_sform_and_qform_that_disagree_are_warned_of(tmp_path):
+    mask = load_mask(save_forms(tmp_path / "forms.nii.gz", AFFINE, moved(12.5)))
+    assert np.array_equal(mask.grid.affine, AFFINE)
+    (warning,) = mask.warnings
+    for part in ("forms.nii.gz", "12.5 mm", "sform (code 4) is used", "qform (code 1)"):
+        assert part in warning
+
+
+def test_the_disagreement_is_that_of_the_farthest_voxel(tmp_path):
+    turn = AFFINE.copy()
+    angle = np.radians(1)
+    turn[1:3, 1:3] = 2 * np.array(
+        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    )
+    corners = [(0, 6 * y, 7 * z, 1) for y in (0, 1) for z in (0, 1)]
+    farthest = max(np.linalg.norm((turn - AFFINE) @ corner) for corner in corners)
+    (warning,) = load_mask(save_forms(tmp_path / "a.nii.gz", AFFINE, turn)).warnings
+    assert f"{farthest:.3g} mm" in warning
+
+
+@pytest.mark.parametrize(
+    ("qform", "codes"),
+    [(AFFINE, (4, 4)), (moved(0.05), (4, 1)), (moved(50), (4, 0)), (moved(50), (0, 1))],
+    ids=["equal", "rounding", "no qform", "no sform"],
+)
+def test_forms_that_leave_no_doubt(tmp_path, qform, codes):
+    assert load_mask(save_forms(tmp_path / "a.nii.gz", AFFINE, qform, codes)).warnings == ()
+
+
+def test_a_qform_that_cannot_be_read_is_warned_of(tmp_path):
+    path = save_forms(tmp_path / "a.nii", AFFINE, AFFINE)
+    raw = path.read_bytes()
+    # quatern_b to quatern_d: no rotation has such a quaternion
+    path.write_bytes(raw[:256] + np.full(3, 5, "<f4").tobytes() + raw[268:])
+    (warning,) = load_mask(path).warnings
+    assert "qform" in warning
+
+
+@pytest.mark.parametrize(("lean", "refused"), [(0.003, None), (0.02, False), (0.1, True)])
+def test_sheared_affines(tmp_path, lean, refused):
+    affine = AFFINE.copy()
+    affine[1, 2] = 2 * lean
+    image = nib.Nifti1Image(LESION, None)
+    image.set_sform(affine, 4)
+    nib.save(image, tmp_path / "lean.nii.gz")
+    if refused:
+        with pytest.raises(ValidationError, match=r"lean\.nii\.gz .*sheared"):
+            load_mask(tmp_path / "lean.nii.gz")
+    else:
+        warnings = load_mask(tmp_path / "lean.nii.gz").warnings
+        assert len(warnings) == (0 if refused is None else 1)
+        assert all("sheared" in warning for warning in warnings)
+
+
+def test_a_series_is_refused_by_its_header(tmp_path):
+    """Its voxels, of which there may be gigabytes, are not read."""
+    image = nib.Nifti1Image(np.zeros((4, 4, 4, 5), np.uint8), AFFINE)
+    nib.save(image, tmp_path / "bold.nii.gz")
+    raw = gzip.decompress((tmp_path / "bold.nii.gz").read_bytes())
+    (tmp_path / "bold.nii.gz").write_bytes(gzip.compress(raw[:360]))
+    with pytest.raises(ValidationError, match="4 dimensions"):
+        load_mask(tmp_path / "bold.nii.gz")

@@ -1,5 +1,6 @@
 """Which masks take part in a run, which do not, and why."""
 
+import dataclasses
 from pathlib import Path
 
 import nibabel as nb
@@ -141,6 +142,45 @@ def test_space_that_nobody_says(make_record):
 
 def test_space_that_nobody_knows(make_record):
     assert "T1w" in refusal(make_record(space="T1w"))
+
+
+def on_grid(make_record, grid, **options):
+    data = np.zeros(grid.shape, dtype=np.uint8)
+    data[30:34, 30:34, 30:34] = 1
+    return make_record(data=data, affine=grid.affine, **options)
+
+
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1)])
+@pytest.mark.parametrize("space", [None, "MNI"])
+def test_the_grid_hints_at_a_space_that_is_not_said(make_record, flips, space):
+    """In any orientation; but it is no proof, so the mask is refused all the same."""
+    standard = template_grid(SPACE, 2.0)
+    corner = np.where(np.array(flips) < 0, np.array(standard.shape) - 1, 0)
+    turn = np.diag([*flips, 1.0])
+    turn[:3, 3] = corner
+    grid = Grid.make(standard.shape, standard.affine @ turn)
+    reason = refusal(on_grid(make_record, grid, space=space))
+    assert f"--mask-space {SPACE}" in reason
+
+
+def test_a_grid_of_no_space_gives_no_hint(make_record):
+    reason = refusal(make_record(space=None))
+    assert "--mask-space SPACE" in reason
+    assert OTHER in reason
+
+
+def test_the_grid_is_no_hint_for_another_template(make_record):
+    """Its symmetric sister has the same grid, and is another anatomy."""
+    reason = refusal(on_grid(make_record, template_grid(OTHER, 2.0), space="MNI152NLin2009cSym"))
+    assert "--mask-space" not in reason
+
+
+def test_what_is_wrong_with_a_name_refuses_that_mask_only(make_record):
+    bad, good = make_record("01"), make_record("02")
+    bad = dataclasses.replace(bad, problem=f"Mask {bad.path} is in X but in Y.")
+    inspection = inspect_lesions([bad, good], targets=TARGETS)
+    assert [lesion.record for lesion in inspection.lesions] == [good]
+    assert inspection.refused == {bad.key: bad.problem}
 
 
 def test_space_of_another_anatomy(make_record):
