@@ -186,7 +186,8 @@ def _input_table(checks: Sequence[MaskCheck]) -> list[str]:
     """Lines of the table for the eye: numbers of warnings and errors in place of sentences."""
     from lacuna_nipype.io.checking import check_table
 
-    table = check_table(checks)
+    table = check_table(checks).astype(object)
+    table = table.where(table.notna(), None)
     shown = {name: table[name].tolist() for name in _SHOWN}
     if not any(check.record.session for check in checks):
         del shown["session_id"]
@@ -204,7 +205,7 @@ def _input_table(checks: Sequence[MaskCheck]) -> list[str]:
 
 
 def _cell(name: str, value: object) -> str:
-    if value is None or value != value or str(value) == "<NA>":
+    if value is None:
         return "n/a"
     if isinstance(value, float):
         return f"{value:.2f}" if name == "volume_ml" else f"{value:.1f}"

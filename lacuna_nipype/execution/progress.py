@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import time
@@ -193,3 +194,31 @@ class RunProgress:
             self._last_tenth = tenth
             self._stream.write(f"{self.finished} of {self.total} steps done ({step})\n")
             self._stream.flush()
+
+
+class FreezeOnce:
+    """Passes the status of steps on; at the first, hides the graph from the garbage collector.
+
+    MultiProc collects garbage at every poll. With a graph of thousands of steps that takes most
+    of the time of a run, although nothing of the graph ever becomes garbage.
+
+    Parameters
+    ----------
+    tell : callable
+        Takes a node and its status.
+    """
+
+    def __init__(self, tell: Callable[[Any, str], None]) -> None:
+        self._tell = tell
+        self._frozen = False
+
+    def __call__(self, node: Any, status: str) -> None:
+        """Take a report of the plugin."""
+        if not self._frozen:
+            gc.freeze()
+            self._frozen = True
+        self._tell(node, status)
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[[Any, str], None]], tuple[()]]:
+        """Pickle as a listener that does nothing: nipype stores it with every MapNode."""
+        return _listener_of_a_copy, ()

@@ -7,11 +7,12 @@ import gc
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lacuna_nipype.execution.progress import NodeRecord, RunProgress, step_name
+from lacuna_nipype.execution.progress import FreezeOnce, NodeRecord, RunProgress, step_name
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _log_to_file(path: Path, verbose: int) -> None:
 
 
 def plugin_arguments(
-    plugin: str, *, nprocs: int, memory_gb: float, progress: RunProgress
+    plugin: str, *, nprocs: int, memory_gb: float, progress: Callable[[Any, str], None]
 ) -> dict[str, Any]:
     """Arguments of a Nipype plugin.
 
@@ -121,8 +122,8 @@ def plugin_arguments(
     plugin : {"Linear", "MultiProc"}
     nprocs : int
     memory_gb : float
-    progress : RunProgress
-        Told about every node.
+    progress : callable
+        Told about every node: takes it and its status.
 
     Returns
     -------
@@ -176,10 +177,9 @@ def run_graph(
         Failing steps do not raise: everything that does not depend on them still runs.
     """
     progress = RunProgress(n_nodes, base_dir=workflow.base_dir, announced=plugin == "Linear")
-    arguments = plugin_arguments(plugin, nprocs=nprocs, memory_gb=memory_gb, progress=progress)
+    told = FreezeOnce(progress)
+    arguments = plugin_arguments(plugin, nprocs=nprocs, memory_gb=memory_gb, progress=told)
     error = None
-    # MultiProc collects garbage at every poll; what is imported by now need not be looked at.
-    gc.freeze()
     try:
         workflow.run(plugin=plugin, plugin_args=arguments)
     except Exception as exception:  # noqa: BLE001 - nipype raises whatever a node raised

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import ANY
 
 import h5py
@@ -30,7 +32,13 @@ from transform_data import (
 from lacuna_nipype.core import transforms
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
 from lacuna_nipype.core.resampling import centre_of_mass, resample_mask, resample_nearest
-from lacuna_nipype.core.spaces import Grid, grid_of_size, same_space, template_grid
+from lacuna_nipype.core.spaces import (
+    Grid,
+    check_declared_space,
+    grid_of_size,
+    same_space,
+    template_grid,
+)
 from lacuna_nipype.core.transforms import (
     AffineStep,
     FieldStep,
@@ -45,6 +53,7 @@ from lacuna_nipype.core.transforms import (
     warp_mask,
 )
 
+DATA = Path(os.environ["LACUNA_TEST_DATA"]) if os.environ.get("LACUNA_TEST_DATA") else None
 FEW = settings(max_examples=20, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 10_000)
 NLIN2009A, NLIN2009B = "MNI152NLin2009aAsym", "MNI152NLin2009bAsym"
@@ -268,16 +277,28 @@ def test_a_file_cut_short_and_one_with_nan(tmp_path):
 @given(SEEDS)
 def test_bounds_contain_the_images_of_all_points(seed):
     rng = np.random.default_rng(seed)
-    steps = [step_of(some_field(seed)), AffineStep(some_affine(seed))]
+    # Many blocks of voxels, and boxes that end anywhere in them.
+    steps = [step_of(some_field(seed, shape=(20, 18, 11))), AffineStep(some_affine(seed))]
     steps = [*steps[:: rng.choice([1, -1])], step_of(some_field(seed + 1))]
     point_map = PointMap(tuple(steps))
-    low = rng.uniform(-25, 20, (40, 3))
-    high = low + rng.uniform(0, 12, (40, 3))
+    low = rng.uniform(-30, 25, (80, 3))
+    high = low + rng.uniform(0, 12, (80, 3)) * rng.choice([1, 0.05], (80, 1))
     first, last = point_map.bounds(low, high)
-    for share in [*rng.random((60, 40, 3)), np.zeros((40, 3)), np.ones((40, 3))]:
+    for share in [*rng.random((60, 80, 3)), np.zeros((80, 3)), np.ones((80, 3))]:
         moved = point_map(low + share * (high - low))
         assert np.all(moved >= first - 1e-9)
         assert np.all(moved <= last + 1e-9)
+
+
+def test_bounds_reach_over_to_the_next_voxel():
+    # Index and mm agree; only voxels 8 and on are displaced, but 7.5 is halfway to them.
+    displacements = np.zeros((3, 16, 4, 4), np.float32)
+    displacements[0, 8:] = 10
+    point_map = PointMap((FieldStep(grid_of((16, 4, 4), 1), displacements),))
+    first, last = point_map.bounds(np.array([[7.2, 1, 1]]), np.array([[7.5, 2, 2]]))
+    assert point_map(np.array([[7.5, 2, 2]]))[0, 0] == pytest.approx(12.5)
+    assert first[0, 0] <= 7.2 + 2
+    assert last[0, 0] >= 12.5
 
 
 def test_bounds_of_smooth_transforms_are_tight(warps):
@@ -377,10 +398,11 @@ def test_the_fast_path_is_the_full_computation(warps, seed):
         assert np.array_equal(fast, full)
 
 
-def test_the_fast_path_sees_the_border_of_a_field():
-    # Inside the field points come from 30 mm further right; outside they stay.
+@pytest.mark.parametrize("distance", [30.0, -30.0])
+def test_the_fast_path_sees_the_border_of_a_field(distance):
+    # Inside the field points come from 30 mm further right, or left; outside they stay.
     shape, affine = (5, 5, 5), nb.affines.from_matvec(np.eye(3) * 4, [-8, -8, -8])
-    shift = sampled(lambda points: np.tile([30.0, 0, 0], (len(points), 1)), shape, affine)
+    shift = sampled(lambda points: np.tile([distance, 0, 0], (len(points), 1)), shape, affine)
     point_map = PointMap((step_of(shift),))
     source = target = grid_of((80, 30, 30), 1, (-40, -15, -15))
     for box in (np.s_[60:75, 5:25, 5:25], np.s_[28:36, 10:12, 3:6], np.s_[5:9, 5:9, 5:9]):
@@ -432,9 +454,14 @@ def test_without_a_transform_it_is_a_change_of_grid(seed):
             None if shift is None else pytest.approx(shift, abs=1e-9)
         )
         labels = rng.integers(0, 9, source.shape)
-        assert np.array_equal(
-            warp_labels(labels, source, grid, PointMap()), resample_nearest(labels, source, grid)
-        )
+        plain = resample_nearest(labels, source, grid)
+        assert np.array_equal(warp_labels(labels, source, grid, PointMap()), plain)
+        # Ties go the same way in the world whatever way the image is stored.
+        turn = np.diag([-1.0, 1, 1, 1])
+        turn[0, 3] = source.shape[0] - 1
+        stored = Grid.make(source.shape, source.affine @ turn)
+        assert np.array_equal(warp_labels(labels[::-1], stored, grid, PointMap()), plain)
+        assert np.array_equal(warp_mask(mask[::-1], stored, grid, PointMap())[0], expected)
 
 
 def test_a_lesion_that_would_vanish_keeps_the_voxel_of_its_centre(warps):
@@ -627,6 +654,28 @@ def test_a_lesion_on_the_grid_of_the_stroke_data(warps, truth):
     centre, stretch = truth[NLIN6, NLIN2009C]
     assert np.abs(centre_of_mass(warped, target) - centre).max() < 0.2
     assert warped.sum() * 8 == pytest.approx(mask.sum() * stretch, rel=0.02)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(
+    DATA is None or not (DATA / "lesions_stroke").is_dir(),
+    reason="LACUNA_TEST_DATA does not name a folder with the real data",
+)
+@pytest.mark.parametrize("size", [1, 2])
+def test_real_lesions_keep_their_volume_and_place(warps, size):
+    target, point_map = template_grid(NLIN2009C, size), load_point_map([warps.to_2009c])
+    for path in sorted((DATA / "lesions_stroke").rglob("*.nii.gz"))[::4]:
+        image = nb.load(path)
+        source, mask = Grid.make(image.shape, image.affine), np.asanyarray(image.dataobj) > 0
+        assert check_declared_space(NLIN6, source, str(path)) == NLIN6
+        check_domain(warps.to_2009c, target, source=source)
+        warped, accounting = warp_mask(mask, source, target, point_map)
+        jacobian = jacobian_of(
+            lambda points: warps.pull(NLIN2009C, points), points_in(warped, target)
+        )
+        restored = jacobian.sum() * target.voxel_volume_ml
+        assert restored == pytest.approx(accounting.volume_ml_before, rel=0.02)
+        assert accounting.centre_shift_mm < 0.1 * size
 
 
 # Maps
