@@ -18,6 +18,7 @@ def _load(name):
 
 # Loaded before any test module, so that these write ``from transform_data import ...``.
 _load("transform_data")
+_load("fmriprep_data")
 
 
 @pytest.fixture(scope="session")

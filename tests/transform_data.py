@@ -144,12 +144,12 @@ def write_affine(path, matrix):
 
 
 def write_field(path, field):
-    """Write a displacement field as ITK's .nii.gz with nitransforms."""
-    from nitransforms.nonlinear import DenseFieldTransform
-
+    """Write a displacement field as ITK's .nii.gz: five dimensions, vectors in LPS."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nb.Nifti1Image(field.displacements.astype(np.float64), field.affine)
-    DenseFieldTransform(image).to_filename(str(path), fmt="itk")
+    vectors = field.displacements * np.array([-1, -1, 1], np.float32)
+    image = nb.Nifti1Image(vectors[:, :, :, None], field.affine)
+    image.header.set_intent("vector")
+    nb.save(image, path)
     return path
 
 

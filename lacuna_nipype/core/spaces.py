@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import nibabel as nb
 import numpy as np
@@ -148,7 +148,13 @@ def _grid_of_entry(entry: dict) -> Grid:
 
 def template_grids(space: str) -> list[Grid]:
     """All catalogued grids of a space, in RAS order, finest first."""
-    return [_grid_of_entry(entry) for entry in _catalogue()[canonical_space(space)]["grids"]]
+    return list(_grids_of(canonical_space(space)))
+
+
+@lru_cache(maxsize=None)
+def _grids_of(space: str) -> tuple[Grid, ...]:
+    # Asked for every mask of a cohort.
+    return tuple(_grid_of_entry(entry) for entry in _catalogue()[space]["grids"])
 
 
 def template_grid(space: str, resolution: float) -> Grid:

@@ -132,14 +132,15 @@ def test_both_spellings_of_every_flag(flag):
         action = parser._option_string_actions[flag]
         values = {None: 1, "+": 1, 0: 0}.get(action.nargs, action.nargs)
         parser.exit_on_error = False
-        action.type = None
+        value = str(next(iter(action.choices or "1")))
+        action.type = action.choices = None
         bids = str(Path(__file__).parent)
         words = [
             bids,
             "out",
             "participant",
             spelling,
-            *[next(iter(action.choices or "1"))] * values,
+            *[value] * values,
         ]
         results.append(vars(parser.parse_args(words))[action.dest])
     assert results[0] == results[1]
