@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import nibabel as nb
 import numpy as np
@@ -151,7 +151,7 @@ def template_grids(space: str) -> list[Grid]:
     return list(_grids_of(canonical_space(space)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _grids_of(space: str) -> tuple[Grid, ...]:
     # Asked for every mask of a cohort.
     return tuple(_grid_of_entry(entry) for entry in _catalogue()[space]["grids"])
