@@ -142,7 +142,7 @@ def test_damaged_compression_is_named(save):
     ("name", "content"),
     [
         ("text.nii.gz", b"no image"),
-        ("text.nii.gz", gzip.compress(b"no image")),
+        ("text.nii.gz", gzip.compress(b"no image", mtime=0)),
         ("text.nii", b"no image"),
         ("page.html", b"<html></html>"),
         ("surface.gii", b"<GIFTI></GIFTI>"),
