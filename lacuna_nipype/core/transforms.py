@@ -509,6 +509,8 @@ def check_domains(
     steps = [(Path(path), step) for path in reversed(paths) for step in _load_steps(Path(path))]
     if steps:
         _check_direction(*steps[0], target, space, source)
+        own = [step for path, step in steps if path == steps[0][0]]
+        _check_order(steps[0][0], own, target, space, source)
     points = _brain_points(PointMap(tuple(step for _, step in steps)), target, space)
     n_brain = len(points)
     for path, step in steps:
@@ -566,6 +568,35 @@ def _is_space(name: str, space: str) -> bool:
         return same_space(name, space)
     except ValidationError:
         return False
+
+
+def _check_order(
+    path: Path,
+    steps: Sequence[AffineStep | FieldStep],
+    target: Grid,
+    space: str | None,
+    source: Grid | None,
+) -> None:
+    """Refuse the inverse of a normalisation, whatever its name says.
+
+    ANTs computes a normalisation on the grid of the standard space. Points of that space meet the
+    field first and the affine then; in the inverse, the affine comes first, and the field behind
+    it still lies on the standard grid.
+    """
+    match = _TARGET_IN_NAME.search(path.name)
+    if source is None or spaces_of_grid(source) or (match and match[1]):
+        return
+    field = next((step for step in steps if isinstance(step, FieldStep)), None)
+    if field is None or not isinstance(steps[0], AffineStep):
+        return
+    targets = (space,) if space else spaces_of_grid(target)
+    owners = spaces_of_grid(field.grid)
+    if any(same_space(a, b) for a in owners for b in targets):
+        raise SpatialMismatchError(
+            f"Transform {path} has its affine before a displacement field on the grid of "
+            f"{' / '.join(owners)}, as the inverse of a normalisation has; it leads from "
+            f"{' / '.join(targets)} to the participant: give the one of the other direction."
+        )
 
 
 def _brain_points(point_map: PointMap, target: Grid, space: str | None) -> Points:

@@ -910,3 +910,21 @@ def test_lps_is_what_the_files_hold(warps):
     point = np.array([10.0, -20, 30])
     lps = matrix @ (LPS[:3, :3] @ point - centre) + centre + shift
     np.testing.assert_allclose(LPS[:3, :3] @ lps, apply_affine(AFFINE, point[None])[0], atol=1e-9)
+
+
+def test_the_inverse_of_a_normalisation_is_refused_under_any_name(tmp_path):
+    """A native image: ANTs keeps the inverse's field on the standard grid, behind the affine."""
+    import fmriprep_data
+
+    study = fmriprep_data.write_fmriprep_study(
+        tmp_path, subjects=("01",), targets=(NLIN2009C,), inverses=True, images=False
+    )
+    (lesion,) = study.lesions
+    forward = lesion.transforms[NLIN2009C]
+    (inverse,) = forward.parent.glob(f"*from-{NLIN2009C}_to-T1w*.h5")
+    target = template_grid(NLIN2009C, 2.0)
+    check_domains([forward], target, space=NLIN2009C, source=lesion.grid)
+    forward.unlink()
+    inverse.rename(forward)
+    with pytest.raises(SpatialMismatchError, match="other direction"):
+        check_domains([forward], target, space=NLIN2009C, source=lesion.grid)
