@@ -456,6 +456,8 @@ def worker(job: dict[str, Any]) -> None:
     start = time.perf_counter()
     if job["job"] in ("build", "map", "assign"):
         _load_kernels()
+    elif job["job"] == "matrices":
+        _load_matrix_kernels()
     started, used = time.perf_counter() - start, time.process_time()
     found = JOBS[job["job"]](job)
     # Pages of mapped files are the kernel's cache, shared by processes; anonymous ones our own.
@@ -497,6 +499,15 @@ def _load_kernels() -> None:
             for test in HIT_TESTS:
                 index.count(index.select(crop_mask(mask, own), test))
             index.assign_nodes(mask.astype(np.int32), own)
+
+
+def _load_matrix_kernels() -> None:
+    """Take one of two streamlines out of a matrix of three nodes."""
+    from lacuna_nipype.core.disconnectivity import Disconnectivity, count_matrix
+
+    assignments = np.array([[1, 2], [2, 3]], dtype=np.int32)
+    full = count_matrix(assignments, 3)
+    Disconnectivity.make(full, count_matrix(assignments, 3, None, np.array([1])))
 
 
 # Measuring

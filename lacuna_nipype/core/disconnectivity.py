@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,26 +55,24 @@ def count_matrix(
     ValidationError
         Shapes disagree, a node is not between 0 and K, or a position is not in the tractogram.
     """
+    from lacuna_nipype.core import matrix_kernels as kernels
+
     n_streamlines = _n_streamlines(assignments, weights)
-    chosen = None if selected is None else _checked_positions(selected, n_streamlines)
-    size = n_nodes + 1
-    sums = np.zeros(size * size)
-    for start in range(0, n_streamlines if chosen is None else len(chosen), BLOCK_ROWS):
-        block = slice(start, start + BLOCK_ROWS)
-        rows = block if chosen is None else chosen[block]
-        # Not assignments[chosen]: that is ten times as slow for rows of two.
-        pairs = assignments[block] if chosen is None else assignments.take(chosen[block], axis=0)
-        if pairs.size and (pairs.min() < 0 or pairs.max() > n_nodes):
-            raise ValidationError(
-                f"Streamlines are assigned to nodes {pairs.min()} to {pairs.max()}, but the "
-                f"parcellation has nodes 1 to {n_nodes} (0 is none); assign them again."
-            )
-        cells = pairs[:, 0].astype(np.int64) * size + pairs[:, 1]
-        sums += np.bincount(cells, None if weights is None else weights[rows], size * size)
-    one_way = sums.reshape(size, size)[1:, 1:]
-    matrix = one_way + one_way.T
-    np.fill_diagonal(matrix, 0.0)
-    return matrix
+    own = np.zeros(0) if weights is None else weights
+    sums = np.zeros((n_nodes, n_nodes))
+    if selected is None:
+        code = kernels.add_streamlines(assignments, own, sums)
+    else:
+        positions = _as_positions(selected)
+        code = kernels.add_selected(assignments, own, positions, sums)
+        if code in (kernels.POSITION, kernels.ORDER):
+            _check_positions(positions, n_streamlines)
+    if code == kernels.NODE:
+        raise ValidationError(
+            f"Streamlines are assigned to nodes {assignments.min()} to {assignments.max()}, but "
+            f"the parcellation has nodes 1 to {n_nodes} (0 is none); assign them again."
+        )
+    return sums
 
 
 def _n_streamlines(
@@ -98,18 +95,27 @@ def _checked_positions(
     positions: NDArray[np.integer[Any]], n_streamlines: int
 ) -> NDArray[np.int64]:
     """Positions of streamlines, each once and all inside the tractogram."""
+    chosen = _as_positions(positions)
+    _check_positions(chosen, n_streamlines)
+    return chosen
+
+
+def _as_positions(positions: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     if positions.size == 0:
         return np.zeros(0, dtype=np.int64)
     if positions.ndim != 1 or positions.dtype.kind not in "iu":
         raise ValidationError("Positions of streamlines are one row of whole numbers.")
+    return positions.astype(np.int64, copy=False)
+
+
+def _check_positions(positions: NDArray[np.int64], n_streamlines: int) -> None:
     if np.any(positions[1:] <= positions[:-1]):
         raise ValidationError("Positions of streamlines must rise, each listed once.")
-    if positions[0] < 0 or positions[-1] >= n_streamlines:
+    if positions.size and (positions[0] < 0 or positions[-1] >= n_streamlines):
         raise ValidationError(
             f"Streamlines {positions[0]} to {positions[-1]} were selected from {n_streamlines} "
             f"(0 to {n_streamlines - 1}); selection and assignments must come from one tractogram."
         )
-    return positions.astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +130,20 @@ class Disconnectivity:
         Streamlines (or sums of their weights) of the whole tractogram.
     lesion : array
         Those that the lesion cuts; nowhere more than ``full``.
+    intact : array
+        What is left, full - lesion; never below 0.
+    percent : array
+        Per cent that the lesion cuts; 0 where there is no connection.
     """
 
     full: NDArray[np.float64]
     lesion: NDArray[np.float64]
+    intact: NDArray[np.float64]
+    percent: NDArray[np.float64]
 
     @classmethod
     def make(cls, full: NDArray[Any], lesion: NDArray[Any]) -> Disconnectivity:
-        """Put two matrices together, diagonals dropped.
+        """Compare two matrices, diagonals dropped.
 
         Parameters
         ----------
@@ -148,34 +160,28 @@ class Disconnectivity:
         ValidationError
             Shapes differ, or the lesion cuts more than there is.
         """
+        from lacuna_nipype.core.matrix_kernels import compare
+
         if full.shape != lesion.shape or full.ndim != 2 or full.shape[0] != full.shape[1]:
             raise ValidationError(
                 f"Matrices of shapes {full.shape} and {lesion.shape} are not of one parcellation."
             )
-        full, lesion = _without_diagonal(full), _without_diagonal(lesion)
-        left = full - lesion
-        if np.any(left < -1e-6 * full):
+        full = _without_diagonal(full)
+        parts = np.empty((3, *full.shape))
+        if not compare(full, np.ascontiguousarray(lesion, np.float64), ROUNDING, parts):
             raise ValidationError(
                 "A lesion cuts more streamlines between two parcels than the whole tractogram "
                 "has there; both matrices must come from one tractogram and the same weights."
             )
-        return cls(full, np.where(left <= ROUNDING * full, full, lesion))
-
-    @cached_property
-    def intact(self) -> NDArray[np.float64]:
-        """What is left, full - lesion; never below 0."""
-        return self.full - self.lesion
-
-    @cached_property
-    def percent(self) -> NDArray[np.float64]:
-        """Per cent that the lesion cuts; 0 where there is no connection."""
-        return _percent(self.lesion, self.full)
+        return cls(full, *parts)
 
 
 def _without_diagonal(matrix: NDArray[Any]) -> NDArray[np.float64]:
-    copy = np.array(matrix, dtype=np.float64)
-    np.fill_diagonal(copy, 0.0)
-    return copy
+    whole = np.ascontiguousarray(matrix, np.float64)
+    if whole.diagonal().any():
+        whole = whole.copy()
+        np.fill_diagonal(whole, 0.0)
+    return whole
 
 
 def _percent(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
