@@ -23,3 +23,39 @@ class BidsError(LacunaError):
 
 class DependencyError(LacunaError):
     """An external program is missing or too old."""
+
+
+class ProcessingError(LacunaError):
+    """A step of a conversion failed.
+
+    Parameters
+    ----------
+    operation : str
+        What was being done.
+    reason : str
+        One sentence: what is wrong, and what to do.
+    """
+
+    def __init__(self, operation: str, reason: str) -> None:
+        super().__init__(f"{operation}: {reason}")
+        self.operation, self.reason = operation, reason
+
+
+class DownloadError(LacunaError):
+    """Something could not be fetched.
+
+    Parameters
+    ----------
+    url : str
+        Address, without any key.
+    reason : str
+        One sentence: what is wrong, and what to do.
+    """
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{url}: {reason}")
+        self.url, self.reason = url, reason
+
+
+class AuthenticationError(DownloadError):
+    """A service refused the key, or needs one."""

@@ -14,12 +14,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.resampling import (
-    count_outside,
-    nearest_voxels,
-    resample_mask,
-    resample_nearest,
-)
+from lacuna_nipype.core.lesion_resampling import resample_mask
+from lacuna_nipype.core.resampling import count_outside, nearest_voxels, resample_nearest
 from lacuna_nipype.core.spaces import Grid
 
 STATISTICS = ("mean", "sum", "median", "std", "percent", "volume")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import nibabel as nb
@@ -14,40 +13,6 @@ from lacuna_nipype.core.spaces import Grid
 # Indices this close below a half are halves but for float noise: grids of different resolution
 # meet on exact ties, and a tie must not depend on how an affine was rounded.
 TIE_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class LesionResampling:
-    """What a change of grid did to a lesion.
-
-    Parameters
-    ----------
-    voxels_before, voxels_after : int
-        Lesion voxels on the mask's own grid and on the target grid.
-    volume_ml_before, volume_ml_after : float
-        Volume in ml.
-    centre_shift_mm : float or None
-        Distance in mm between the centres of mass; None for an empty mask. After a warp it is
-        measured in the space that the lesion comes from: the result is taken back there, every
-        voxel with the volume that it has there, so that only what sampling did is counted.
-    kept_by_centre : bool
-        The lesion would have vanished; the target voxel that holds its centre of mass was kept.
-    """
-
-    voxels_before: int
-    voxels_after: int
-    volume_ml_before: float
-    volume_ml_after: float
-    centre_shift_mm: float | None
-    kept_by_centre: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a sidecar, under BIDS-style keys (``VoxelsBefore``, ...)."""
-        names = {"ml": "ML", "mm": "MM"}
-        return {
-            "".join(names.get(word, word.capitalize()) for word in key.split("_")): value
-            for key, value in asdict(self).items()
-        }
 
 
 def to_canonical(data: NDArray[Any], grid: Grid) -> tuple[NDArray[Any], Grid]:
@@ -192,81 +157,3 @@ def count_outside(mask: NDArray[np.bool_], source: Grid, target: Grid) -> int:
     index = round_indices(np.argwhere(mask) @ matrix[:3, :3].T + matrix[:3, 3])
     outside = (index < 0) | (index >= target.canonical.shape)
     return int(np.count_nonzero(outside.any(axis=1)))
-
-
-def resample_mask(
-    mask: NDArray[np.bool_], source: Grid, target: Grid
-) -> tuple[NDArray[np.bool_], LesionResampling]:
-    """Bring a binary mask to a grid without ever losing a lesion to sampling.
-
-    Nearest neighbour; a non-empty lesion of which no voxel is left keeps the target voxel that
-    contains its centre of mass, provided that the centre lies in the target's field of view.
-
-    Parameters
-    ----------
-    mask : array of bool, shape of the source grid
-    source, target : Grid
-
-    Returns
-    -------
-    resampled : array of bool, shape of the target grid
-    accounting : LesionResampling
-    """
-    resampled = resample_nearest(mask, source, target, fill=0)
-    before = centre_of_mass(mask, source)
-    kept = keep_centre(resampled, target, before)
-    after = centre_of_mass(resampled, target)
-    shift = None
-    if before is not None and after is not None:
-        shift = float(np.linalg.norm(after - before))
-    return resampled, account_for_lesion(mask, source, resampled, target, shift, kept)
-
-
-def keep_centre(
-    resampled: NDArray[np.bool_], target: Grid, centre: NDArray[np.floating[Any]] | None
-) -> bool:
-    """Put a lesion of which no voxel is left back where its centre of mass was.
-
-    Parameters
-    ----------
-    resampled : array of bool, shape of the grid
-        Changed in place where it is empty and the centre lies in the field of view.
-    target : Grid
-    centre : array, shape (3,), or None
-        World position, mm; None for a lesion that was empty from the start.
-
-    Returns
-    -------
-    bool
-        Whether a voxel was put back.
-    """
-    if centre is None or resampled.any():
-        return False
-    # In RAS order, so that a centre midway between two voxels goes the same way in the world.
-    view, ras = to_canonical(resampled, target)
-    position = np.linalg.inv(ras.affine) @ np.append(centre, 1.0)
-    index = round_indices(position[:3])
-    if not np.all((index >= 0) & (index < ras.shape)):
-        return False
-    view[tuple(index)] = True
-    return True
-
-
-def account_for_lesion(
-    mask: NDArray[np.bool_],
-    source: Grid,
-    resampled: NDArray[np.bool_],
-    target: Grid,
-    shift: float | None,
-    kept: bool,
-) -> LesionResampling:
-    """Count a lesion before and after; shift and kept as in :class:`LesionResampling`."""
-    voxels_before, voxels_after = int(np.count_nonzero(mask)), int(np.count_nonzero(resampled))
-    return LesionResampling(
-        voxels_before=voxels_before,
-        voxels_after=voxels_after,
-        volume_ml_before=voxels_before * source.voxel_volume_ml,
-        volume_ml_after=voxels_after * target.voxel_volume_ml,
-        centre_shift_mm=shift,
-        kept_by_centre=kept,
-    )

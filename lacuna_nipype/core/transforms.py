@@ -24,15 +24,7 @@ from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
 from lacuna_nipype.core.files import fingerprint
-from lacuna_nipype.core.resampling import (
-    TIE_TOLERANCE,
-    LesionResampling,
-    account_for_lesion,
-    centre_of_mass,
-    keep_centre,
-    round_indices,
-    to_canonical,
-)
+from lacuna_nipype.core.resampling import TIE_TOLERANCE, round_indices, to_canonical
 from lacuna_nipype.core.spaces import Grid, same_space, spaces_of_grid
 
 COMPOSITE_SUFFIXES = (".h5",)
@@ -52,7 +44,7 @@ _TARGET_IN_NAME = re.compile(
     r"^tpl-([a-zA-Z0-9]+)_(?:.*_)?from-|(?:^|_)to-([a-zA-Z0-9]+)_(?:.*_)?xfm\."
 )
 # Points taken through a transform at a time: about 60 MB of coordinates.
-_POINTS_AT_A_TIME = 500_000
+POINTS_AT_A_TIME = 500_000
 # Edge in voxels of the blocks of a field whose extremes are kept.
 _BLOCK = 8
 # So many blocks along an axis are compared one by one.
@@ -626,12 +618,12 @@ def _covers(grid: Grid, points: Points) -> NDArray[np.bool_]:
 
 def _slabs(target: Grid) -> Iterator[slice]:
     """Planes of a grid's first axis, so many that their points fit into memory."""
-    planes = max(1, _POINTS_AT_A_TIME // (target.shape[1] * target.shape[2]))
+    planes = max(1, POINTS_AT_A_TIME // (target.shape[1] * target.shape[2]))
     for start in range(0, target.shape[0], planes):
         yield slice(start, min(start + planes, target.shape[0]))
 
 
-def _source_indices(
+def source_indices(
     index: NDArray[Any], source: Grid, target: Grid, point_map: PointMap
 ) -> NDArray[np.float64]:
     """Fractional source indices of target indices, both of shape (n, 3)."""
@@ -647,7 +639,7 @@ def _slab_indices(target: Grid, slab: slice) -> NDArray[np.intp]:
     return np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def _values_at(
+def nearest_values(
     values: NDArray[Any], coordinates: NDArray[np.float64], fill: float
 ) -> NDArray[Any]:
     """Nearest values at fractional indices, shape (n, 3); the fill value outside."""
@@ -683,67 +675,35 @@ def warp_labels(
     values, canonical = to_canonical(labels, source)
     out = np.empty(target.shape, dtype=labels.dtype)
     for slab in _slabs(target):
-        coordinates = _source_indices(_slab_indices(target, slab), canonical, target, point_map)
-        out[slab] = _values_at(values, coordinates, fill).reshape(out[slab].shape)
+        coordinates = source_indices(_slab_indices(target, slab), canonical, target, point_map)
+        out[slab] = nearest_values(values, coordinates, fill).reshape(out[slab].shape)
     return out
 
 
-def warp_mask(
-    mask: NDArray[np.bool_], source: Grid, target: Grid, point_map: PointMap
-) -> tuple[NDArray[np.bool_], LesionResampling]:
-    """Bring a binary mask through a transform without ever losing a lesion to sampling.
-
-    Nearest neighbour; a non-empty lesion of which no voxel is left keeps the target voxel that
-    contains its centre of mass, provided that the centre lies in the target's field of view.
-    Equal to :func:`warp_labels`, but only those pieces of the target are looked at whose image,
-    bounded from outside, meets the box around the lesion.
+def candidate_voxels(
+    mask: NDArray[np.bool_],
+    source: Grid,
+    target: Grid,
+    point_map: PointMap,
+    margin_mm: float = 0.0,
+) -> Iterator[NDArray[np.intp]]:
+    """Find all target voxels that may take their value from a lesion.
 
     Parameters
     ----------
     mask : array of bool, shape of the source grid
+        Not empty.
     source, target : Grid
     point_map : PointMap
         From points of the target to points of the source.
+    margin_mm : float
+        Voxels whose centres are taken this far from the lesion's box are found, too.
 
-    Returns
-    -------
-    warped : array of bool, shape of the target grid
-    accounting : LesionResampling
+    Yields
+    ------
+    array, shape (n, 3)
+        Indices, some 100 MB of coordinates at a time.
     """
-    values, canonical = to_canonical(mask, source)
-    warped = np.zeros(target.shape, dtype=bool)
-    centre = centre_of_mass(mask, source)
-    kept, shift = False, None
-    if centre is not None:
-        for index in _candidates(values, canonical, target, point_map):
-            coordinates = _source_indices(index, canonical, target, point_map)
-            warped[tuple(index.T)] = _values_at(values, coordinates, 0)
-        if not warped.any():
-            kept = keep_centre(warped, target, point_map.inverse_at(centre))
-        if warped.any():
-            shift = float(np.linalg.norm(_centre_in_source(warped, target, point_map) - centre))
-    return warped, account_for_lesion(mask, source, warped, target, shift, kept)
-
-
-def _centre_in_source(warped: NDArray[np.bool_], target: Grid, point_map: PointMap) -> Points:
-    """Centre of mass of a result where it came from, voxels weighted by their volume there."""
-    index = np.argwhere(warped)
-    total, weight = np.zeros(3), 0.0
-    for start in range(0, len(index), _POINTS_AT_A_TIME):
-        block = index[start : start + _POINTS_AT_A_TIME].astype(np.float64)
-        points = block @ target.affine[:3, :3].T + target.affine[:3, 3]
-        half = target.affine[:3, :3].T / 2
-        edges = [point_map(points + step) - point_map(points - step) for step in half]
-        volumes = np.abs(np.linalg.det(np.stack(edges, axis=-1)))
-        total += volumes @ point_map(points)
-        weight += float(volumes.sum())
-    return total / weight
-
-
-def _candidates(
-    mask: NDArray[np.bool_], source: Grid, target: Grid, point_map: PointMap
-) -> Iterator[NDArray[np.intp]]:
-    """Find all target voxels, shape (n, 3), that may take their value from a lesion."""
     box = [np.flatnonzero(mask.any(axis=axes))[[0, -1]] for axes in ((1, 2), (0, 2), (0, 1))]
     lesion_first, lesion_last = np.array(box).T
     edges = np.maximum(1, np.rint(_CELL_MM / target.voxel_sizes)).astype(int)
@@ -759,10 +719,11 @@ def _candidates(
     low, high = point_map.bounds(*corners)
     to_index: Points = np.linalg.inv(source.affine)
     first, last = _interval(to_index, low, high)
-    meets = (last > lesion_first - 0.5 - _MARGIN) & (first < lesion_last + 0.5 + _MARGIN)
+    margin = 0.5 + _MARGIN + margin_mm / source.voxel_sizes
+    meets = (last > lesion_first - margin) & (first < lesion_last + margin)
     found = starts[meets.all(axis=1)]
     offsets = np.stack(np.meshgrid(*map(np.arange, edges), indexing="ij"), axis=-1).reshape(-1, 3)
-    cells = max(1, _POINTS_AT_A_TIME // len(offsets))
+    cells = max(1, POINTS_AT_A_TIME // len(offsets))
     for start in range(0, len(found), cells):
         index = (found[start : start + cells, None] + offsets).reshape(-1, 3)
         yield index[np.all(index < target.shape, axis=1)]
@@ -786,7 +747,7 @@ def pull_coordinates(source: Grid, target: Grid, point_map: PointMap) -> NDArray
     plane = target.shape[1] * target.shape[2]
     for slab in _slabs(target):
         index = _slab_indices(target, slab)
-        out[:, slab.start * plane : slab.stop * plane] = _source_indices(
+        out[:, slab.start * plane : slab.stop * plane] = source_indices(
             index, source, target, point_map
         ).T
     return out
@@ -878,7 +839,7 @@ def warp_map(
     values = np.empty(target.shape, dtype=np.float32)
     inside = np.empty(target.shape, dtype=bool)
     for slab in _slabs(target):
-        coordinates = _source_indices(_slab_indices(target, slab), source, target, point_map).T
+        coordinates = source_indices(_slab_indices(target, slab), source, target, point_map).T
         block, block_inside = sampler(coordinates, fill)
         values[slab] = block.reshape(values[slab].shape)
         inside[slab] = block_inside.reshape(inside[slab].shape)

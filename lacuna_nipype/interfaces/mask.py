@@ -82,7 +82,7 @@ class ResampleMask(SimpleInterface):
     def _run_interface(self, runtime):
         from lacuna_nipype.core.files import write_json
         from lacuna_nipype.core.images import load_map, save_image
-        from lacuna_nipype.core.resampling import resample_mask
+        from lacuna_nipype.core.lesion_resampling import resample_mask
 
         data, grid = load_map(self.inputs.in_file)
         _, target = load_map(self.inputs.reference)

@@ -82,7 +82,7 @@ class ReturnFunctionalMaps(SimpleInterface):
         from lacuna_nipype.connectomes.maps import MapOptions
         from lacuna_nipype.connectomes.returned_maps import return_maps, write_returned_maps
         from lacuna_nipype.core.images import load_map
-        from lacuna_nipype.core.resampling import resample_mask
+        from lacuna_nipype.core.lesion_resampling import resample_mask
 
         inputs = self.inputs
         move, target = _mover(inputs)

@@ -122,7 +122,7 @@ def _save(path: Path, data: Any, target: Any) -> Path:
 
 
 def _move_mask(inputs: Any, data: Any, grid: Any, target: Any, point_map: Any) -> tuple[Any, Any]:
-    from lacuna_nipype.core.transforms import warp_mask
+    from lacuna_nipype.core.lesion_resampling import warp_mask
 
     warped, accounting = warp_mask(data > 0, grid, target, point_map)
     return {"out_file": warped.astype("u1")}, {inputs.account: accounting.to_dict()}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import EmptyMaskError, SpatialMismatchError, ValidationError
-from lacuna_nipype.core.resampling import resample_mask
+from lacuna_nipype.core.lesion_resampling import resample_mask
 from lacuna_nipype.core.spaces import (
     Grid,
     canonical_space,

@@ -35,7 +35,7 @@ from lacuna_nipype.connectomes.seeds import make_seed, read_seeds
 from lacuna_nipype.connectomes.store import StoreSource, write_store
 from lacuna_nipype.core.correlation import correlation_maps
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
-from lacuna_nipype.core.resampling import resample_mask
+from lacuna_nipype.core.lesion_resampling import resample_mask
 from lacuna_nipype.core.spaces import Grid
 
 SPACE = "MNI152NLin6Asym"

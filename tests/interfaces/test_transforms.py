@@ -7,7 +7,8 @@ from transform_data import NLIN6, NLIN2009C, apply_affine, points_of
 
 from lacuna_nipype.core.files import fingerprint
 from lacuna_nipype.core.spaces import template_grid
-from lacuna_nipype.core.transforms import load_point_map, warp_mask
+from lacuna_nipype.core.lesion_resampling import warp_mask
+from lacuna_nipype.core.transforms import load_point_map
 from lacuna_nipype.interfaces import (
     ApplyTransform,
     PrepareNodes,

@@ -16,8 +16,9 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.lesion_resampling import warp_mask
 from lacuna_nipype.core.spaces import Grid, template_grid
-from lacuna_nipype.core.transforms import load_point_map, warp_mask
+from lacuna_nipype.core.transforms import load_point_map
 from lacuna_nipype.io.collect import LesionRecord, collect_masks, single_mask_record
 from lacuna_nipype.io.images import load_mask
 from lacuna_nipype.io.normalisation import (
