@@ -122,3 +122,19 @@ def fingerprint(path: Path) -> str:
             stream.seek((size - SAMPLE_BYTES) * number // (N_SAMPLES - 1))
             digest.update(stream.read(SAMPLE_BYTES))
     return f"sampled-sha256:{digest.hexdigest()}"
+
+
+def get_data_dir() -> Path:
+    """Give the folder of registered and downloaded data; it need not be there.
+
+    Returns
+    -------
+    Path
+        ``LACUNA_DATA_DIR`` where it is set, else ``lacuna`` below ``XDG_CACHE_HOME``, else
+        ``~/.cache/lacuna``.
+    """
+    named = os.environ.get("LACUNA_DATA_DIR")
+    if named:
+        return Path(named).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache).expanduser() if cache else Path.home() / ".cache").absolute() / "lacuna"

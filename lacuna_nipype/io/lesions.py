@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import EmptyMaskError, SpatialMismatchError, ValidationError
-from lacuna_nipype.core.lesion_resampling import resample_mask
+from lacuna_nipype.core.lesion_resampling import warp_mask
 from lacuna_nipype.core.spaces import (
     Grid,
     canonical_space,
@@ -21,6 +21,7 @@ from lacuna_nipype.core.spaces import (
     same_space,
     spaces_of_grid,
 )
+from lacuna_nipype.core.transforms import load_point_map
 from lacuna_nipype.io.collect import LesionRecord
 from lacuna_nipype.io.images import Mask, load_mask
 from lacuna_nipype.io.normalisation import NativeTransform
@@ -30,6 +31,8 @@ ON_EMPTY = ("warn", "skip", "error")
 Normaliser = Callable[[LesionRecord, Grid], NativeTransform | None]
 # Says why images of one space cannot be brought to another; None when they can.
 Obstacle = Callable[[str, str], str | None]
+# Finds the transforms from a standard space to that of the brain mask, in order.
+Route = Callable[[str], Sequence[Path]]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -95,6 +98,7 @@ def inspect_lesions(
     insist_on_space: bool = False,
     normalise: Normaliser | None = None,
     obstacle: Obstacle | None = None,
+    route: Route | None = None,
     n_threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
@@ -117,6 +121,9 @@ def inspect_lesions(
     obstacle : callable, optional
         Says why a mask of one space cannot be brought to another; None when it can. Without it,
         spaces of another anatomy cannot be reached.
+    route : callable, optional
+        Finds the transforms from a mask's standard space to that of the brain mask. Without it,
+        masks of another space are not compared with the brain.
     n_threads : int
         Masks read at the same time.
     progress : callable, optional
@@ -140,6 +147,7 @@ def inspect_lesions(
                 on_empty=on_empty,
                 normalise=normalise,
                 obstacle=obstacle,
+                route=route,
             )
         except (ValidationError, SpatialMismatchError) as error:
             return error
@@ -201,13 +209,14 @@ def inspect_lesion(
     insist_on_space: bool = False,
     normalise: Normaliser | None = None,
     obstacle: Obstacle | None = None,
+    route: Route | None = None,
 ) -> Lesion:
     """Read one mask and check it against what it will be compared with.
 
     Parameters
     ----------
     record : LesionRecord
-    targets, brain, on_empty, insist_on_space, normalise, obstacle
+    targets, brain, on_empty, insist_on_space, normalise, obstacle, route
         See :func:`inspect_lesions`.
 
     Returns
@@ -234,6 +243,7 @@ def inspect_lesion(
         insist_on_space=insist_on_space,
         normalise=normalise,
         obstacle=obstacle,
+        route=route,
     )
 
 
@@ -247,6 +257,7 @@ def judge_mask(
     insist_on_space: bool = False,
     normalise: Normaliser | None = None,
     obstacle: Obstacle | None = None,
+    route: Route | None = None,
 ) -> Lesion:
     """Check a mask that was read against what it will be compared with.
 
@@ -255,7 +266,7 @@ def judge_mask(
     record : LesionRecord
     mask : Mask
         Its image.
-    targets, brain, on_empty, insist_on_space, normalise, obstacle
+    targets, brain, on_empty, insist_on_space, normalise, obstacle, route
         See :func:`inspect_lesions`.
 
     Returns
@@ -275,13 +286,12 @@ def judge_mask(
     else:
         space = native.target
         warnings += native.notices
-    moved = native is not None
     for what, target in targets.items():
         if not same_space(space, target):
-            moved = True
             _check_way(name, space, what, target, obstacle)
-    # Where a mask that is moved comes to lie is known once it has been moved.
-    reason = _why_empty(mask, None if moved else brain)
+    steps = [*(native.paths if native else ()), *(route(space) if route else ())]
+    knows_the_way = route is not None or all(same_space(space, t) for t in targets.values())
+    reason = _why_empty(mask, brain if knows_the_way else None, steps)
     if reason is not None:
         if on_empty != "warn":
             raise EmptyMaskError(f"{name} {reason}.")
@@ -359,12 +369,14 @@ def which_space(grid: Grid, flag: str, whose: str = "its grid") -> str:
     return f"{whose} is that of {' or '.join(likely)}: add {flag} with the right one"
 
 
-def _why_empty(mask: Mask, brain: tuple[NDArray[Any], Grid] | None) -> str | None:
+def _why_empty(
+    mask: Mask, brain: tuple[NDArray[Any], Grid] | None, transforms: Sequence[Path]
+) -> str | None:
     if mask.n_voxels == 0:
         return "holds no lesion voxel"
     if brain is None:
         return None
-    resampled, _ = resample_mask(mask.data, mask.grid, brain[1])
-    if np.any(resampled & brain[0]):
+    moved, _ = warp_mask(mask.data, mask.grid, brain[1], load_point_map(transforms))
+    if np.any(moved & brain[0]):
         return None
     return "has no voxel inside the functional connectome's brain mask"

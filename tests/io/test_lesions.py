@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import nibabel as nb
+import nitransforms
 import numpy as np
 import pytest
 
@@ -255,6 +256,34 @@ def test_empty_mask_is_an_error(make_record, options):
 def test_partly_inside_the_brain_is_inside(make_record):
     result = inspect_lesions([make_record()], targets=TARGETS, brain=brain(np.s_[4:, 4:, 4:]))
     assert result.lesions[0].warnings == ()
+
+
+def shift(folder, millimetres):
+    """An ITK transform that moves images to the right."""
+    matrix = np.eye(4)
+    matrix[0, 3] = -millimetres
+    path = folder / f"from-T1w_to-MNI_{millimetres}_xfm.txt"
+    nitransforms.linear.Affine(matrix).to_filename(path, fmt="itk")
+    return path
+
+
+@pytest.mark.parametrize(("millimetres", "outside"), [(0, True), (30, False)])
+def test_a_mask_of_another_space_is_looked_for_where_it_comes_to_lie(
+    make_record, tmp_path, millimetres, outside
+):
+    # Index 2 to 4 on each axis, and index 6 to 8 of the brain along the first.
+    record = make_record(space=OTHER, box=np.s_[2:5, 2:5, 2:5])
+    there = brain(np.s_[6:, 2:5, 2:5])
+    options = {
+        "targets": TARGETS,
+        "brain": there,
+        "obstacle": lambda source, target: None,
+        "route": lambda space: [shift(tmp_path, millimetres)],
+    }
+    for policy, kind in (("skip", "skipped"), ("error", "refused")):
+        result = inspect_lesions([record], on_empty=policy, **options)
+        assert set(getattr(result, kind)) == ({record.key} if outside else set())
+        assert len(result.lesions) == (not outside)
 
 
 def test_skipping_empty_masks_does_not_skip_bad_ones(make_record):
