@@ -19,6 +19,15 @@ def _load(name):
 # Loaded before any test module, so that these write ``from transform_data import ...``.
 _load("transform_data")
 _load("fmriprep_data")
+_load("loopback")
+
+
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path_factory, monkeypatch):
+    """Keep tests away from the registries and downloads of whoever runs them."""
+    folder = tmp_path_factory.mktemp("data", numbered=True)
+    monkeypatch.setenv("LACUNA_DATA_DIR", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

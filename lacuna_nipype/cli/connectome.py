@@ -1,24 +1,21 @@
-"""``lacuna-nipype connectome {convert,build,prepare,info}``: make connectomes and look at them."""
+"""``lacuna-nipype connectome COMMAND``: make connectomes, look at them, and give them names."""
 
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from lacuna_nipype.cli import prepare
-from lacuna_nipype.cli.parser import _absolute, _existing, _Parser, _positive
+from lacuna_nipype.cli import images, prepare, registered
+from lacuna_nipype.cli.parser import _absolute, _Parser, _positive
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 _LOGGER = "nipype.interface.lacuna"
-_WILDCARDS = frozenset("*?[")
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,8 @@ def _fail(sentence: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="lacuna-nipype connectome",
-        description="Make connectomes that runs can stream, and look at connectomes.",
+        description="Make connectomes that runs can stream, look at connectomes, and give them "
+        "names.",
         allow_abbrev=False,
     )
     words = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -117,10 +115,10 @@ def _add_store_options(parser: argparse._ActionsContainer) -> None:
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "connectome", metavar="CONNECTOME", type=_existing,
+        "connectome", metavar="CONNECTOME", type=registered.connectome_location,
         help="functional: HDF5 file or folder of HDF5 files in Lacuna's layout (a store with "
         "--to-lacuna); structural: tractogram (.tck, .trk, .trk.gz, .trx, "
-        ".tt.gz), or streamline index",
+        ".tt.gz), or streamline index; or the name of a registered one",
     )  # fmt: skip
     parser.add_argument(
         "out", metavar="OUT", type=_absolute,
@@ -155,16 +153,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", type=_absolute, help="folder to write to")
-    parser.add_argument(
-        "--images", nargs="+", required=True, metavar="IMAGE",
-        help="4D NIfTI images, one per subject; patterns such as 'sub-*/*_bold.nii.gz' work too",
-    )  # fmt: skip
-    parser.add_argument(
-        "--mask", required=True, type=_existing, metavar="IMAGE", help="binary brain mask"
-    )
-    parser.add_argument(
-        "--space", required=True, metavar="SPACE", help="standard space of images and mask"
-    )
+    images.add_arguments(parser)
     parser.add_argument(
         "--layout", choices=("store", "lacuna"), default="store",
         help="the package's store, or Lacuna's HDF5 layout (default: store)",
@@ -172,32 +161,51 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--subjects-per-file", type=_positive, default=10, metavar="N", help="(default: 10)"
     )
-    parser.add_argument(
-        "--detrend", type=_order, metavar="ORDER",
-        help="remove a polynomial trend: 0 the mean, 1 a line, 2 a parabola",
-    )  # fmt: skip
-    parser.add_argument(
-        "--remove-global-signal", action="store_true", help="regress the brain's mean series out"
-    )
-    parser.add_argument(
-        "--standardize", action="store_true", help="scale each series to unit variance"
-    )
     _add_store_options(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files of other content in OUT"
     )
+    _add_cleaning(parser.add_argument_group("cleaning"))
+
+
+def _add_cleaning(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--detrend", type=_order, metavar="ORDER",
+        help="remove a polynomial trend: 0 the mean, 1 a line, 2 a parabola",
+    )  # fmt: skip
+    group.add_argument(
+        "--remove-global-signal", action="store_true", help="regress the brain's mean series out"
+    )
+    group.add_argument(
+        "--standardize", action="store_true", help="scale each series to unit variance"
+    )
+    group.add_argument(
+        "--confounds", nargs="+", default=[], metavar="COLUMN",
+        help="regress out columns of the images' desc-confounds_timeseries.tsv, by name or "
+        "pattern ('a_comp_cor_0?')",
+    )  # fmt: skip
+    for flag, what in (("high", "slower"), ("low", "faster")):
+        group.add_argument(
+            f"--{flag}-pass", type=_positive_number("Hz"), metavar="HZ",
+            help=f"remove what is {what} (Butterworth, fifth order, both ways)",
+        )  # fmt: skip
+    group.add_argument(
+        "--repetition-time", type=_positive_number("seconds"), metavar="SECONDS",
+        help="between volumes, for filters (default: what the images or their JSON files say)",
+    )  # fmt: skip
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "connectome", metavar="PATH", type=_existing,
-        help="HDF5 file, folder of HDF5 files, or tractogram (.tck, .trk, .trk.gz, .trx, "
-        ".tt.gz), or streamline index",
+        "connectome", metavar="NAME|PATH", type=registered.connectome_location,
+        help="HDF5 file, folder of HDF5 files, tractogram (.tck, .trk, .trk.gz, .trx, "
+        ".tt.gz), or streamline index; or the name of a registered one",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--check-data", action="store_true",
-        help="read everything: count series that are not finite or constant, find duplicates",
+        help="read everything: count series that are not finite or constant, find duplicates, "
+        "count streamlines",
     )  # fmt: skip
 
 
@@ -207,14 +215,20 @@ def _order(text: str) -> int:
     return int(text)
 
 
-def _millimetres(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of mm")
-    return value
+def _positive_number(unit: str) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of {unit}")
+        return value
+
+    return number
+
+
+_millimetres = _positive_number("mm")
 
 
 class _Progress:
@@ -261,10 +275,12 @@ def _resources(options: argparse.Namespace) -> dict[str, Any]:
 
 def _convert(options: argparse.Namespace) -> None:
     """Convert what is there: a tractogram, or a functional connectome."""
+    from lacuna_nipype.connectomes.registry import registered_space
     from lacuna_nipype.connectomes.tractogram_formats import tractogram_suffix
 
     is_tractogram = tractogram_suffix(options.connectome) is not None
     _refuse_flags(options, is_tractogram)
+    options.space = options.space or registered_space(options.connectome)
     if is_tractogram:
         _convert_tractogram(options)
     else:
@@ -303,9 +319,11 @@ def _convert_tractogram(options: argparse.Namespace) -> None:
 
 
 def _convert_to_tck(options: argparse.Namespace) -> None:
+    from lacuna_nipype.connectomes.conversion import check_trk_header
     from lacuna_nipype.connectomes.tractogram_check import check_placement, share_outside_brain
     from lacuna_nipype.connectomes.tractogram_convert import convert_tractogram
 
+    check_trk_header(options.connectome)
     # Before gigabytes are written; and once more below, for the whole instead of its beginning.
     check_placement(options.connectome)
     with _Progress("Streamlines converted:", "streamline") as progress:
@@ -406,11 +424,16 @@ def _convert_functional(options: argparse.Namespace) -> None:
 def _build(options: argparse.Namespace) -> None:
     from lacuna_nipype.connectomes.build import build_connectome
     from lacuna_nipype.connectomes.inspection import inspect_connectome
+    from lacuna_nipype.core.exceptions import ValidationError
 
+    filtered = options.high_pass or options.low_pass
+    if options.repetition_time and not filtered:
+        raise ValidationError("--repetition-time is for filters; leave it out.")
+    inputs = images.gather(options)
     with _Progress("Subjects read:", "subject") as progress:
         build_connectome(
-            _expand(options.images),
-            options.mask,
+            inputs.images,
+            inputs.mask,
             options.out,
             space=options.space,
             layout=options.layout,
@@ -419,32 +442,32 @@ def _build(options: argparse.Namespace) -> None:
             detrend=options.detrend,
             remove_global_signal=options.remove_global_signal,
             standardize=options.standardize,
+            confounds=options.confounds,
+            confounds_tables=inputs.confounds_tables,
+            high_pass=options.high_pass,
+            low_pass=options.low_pass,
+            repetition_time=options.repetition_time,
             overwrite=options.overwrite,
             progress=progress,
             **_resources(options),
         )
     found = inspect_connectome(options.out)
     lines = [f"Written: {_size(found)}"]
+    if filtered:
+        # Shown because headers often hold a placeholder.
+        lines.append(f"Repetition time: {_repetition_times(options, inputs)} s")
     if found["Layout"] == "store":
         lines.append(_precision(found))
     _print(*lines, f"Connectome: {options.out}")
 
 
-def _expand(words: Sequence[str]) -> list[Path]:
-    """Paths of files and patterns, patterns in name order."""
-    from lacuna_nipype.core.exceptions import ValidationError
+def _repetition_times(options: argparse.Namespace, inputs: images.BuildInputs) -> str:
+    from lacuna_nipype.connectomes.confounds import read_repetition_time
 
-    paths = []
-    for word in words:
-        if _WILDCARDS & set(word) and not Path(word).exists():
-            # Not Path.glob, which takes no absolute pattern.
-            found = sorted(glob.glob(str(Path(word).expanduser()), recursive=True))  # noqa: PTH207
-            if not found:
-                raise ValidationError(f"No image matches {word}; check the pattern.")
-            paths += [_absolute(name) for name in found]
-        else:
-            paths.append(_absolute(word))
-    return paths
+    if options.repetition_time:
+        return f"{options.repetition_time:g}"
+    times = {round(read_repetition_time(path), 4) for path in inputs.images}
+    return " and ".join(f"{seconds:g}" for seconds in sorted(times))
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -454,6 +477,9 @@ def _info(options: argparse.Namespace) -> None:
         found = inspect_connectome(
             options.connectome, check_data=options.check_data, progress=progress
         )
+    registration = registered.describe_registration(options.connectome)
+    if registration is not None:
+        found["Registered"] = registration
     if options.json:
         _print(json.dumps(found, indent=2, allow_nan=False))
     else:
@@ -519,4 +545,11 @@ COMMANDS = {
     "build": Subcommand("make a connectome from 4D images and a brain mask", _add_build, _build),
     "prepare": Subcommand(prepare.SUMMARY, prepare.add_arguments, prepare.run),
     "info": Subcommand("say what a connectome holds and how exact it is", _add_info, _info),
+    "register": Subcommand(
+        registered.REGISTER_SUMMARY, registered.add_register, registered.register
+    ),
+    "unregister": Subcommand(
+        registered.UNREGISTER_SUMMARY, registered.add_unregister, registered.unregister
+    ),
+    "list": Subcommand(registered.LIST_SUMMARY, registered.add_list, registered.list_all),
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lacuna_nipype.atlases.catalogue import (
 )
 from lacuna_nipype.atlases.parcels import load_parcels
 from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.cli.registered import registered_entry, registered_metadata
 from lacuna_nipype.cli.routes import Spaces, find_route, why_unreachable
 from lacuna_nipype.cli.structural import (
     SNM_RESOLUTION_MM,
@@ -31,6 +33,7 @@ from lacuna_nipype.connectomes.functional import (
 )
 from lacuna_nipype.connectomes.maps import MapOptions
 from lacuna_nipype.connectomes.prepare import read_matrix
+from lacuna_nipype.connectomes.registry import RegisteredConnectome
 from lacuna_nipype.connectomes.verify import source_paths
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
 from lacuna_nipype.core.spaces import Grid, canonical_space, same_space
@@ -261,8 +264,12 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         canonical_space(config.mask_space)
     functional = tractogram = structural = None
     notices: list[str] = []
+    entries: dict[str, RegisteredConnectome | None] = {}
     if "fnm" in analyses and config.functional_connectome is not None:
-        functional = open_connectome(config.functional_connectome, config.functional_space)
+        entry = registered_entry(config.functional_connectome, "functional", notices)
+        space = config.functional_space or (entry.space if entry else None)
+        functional = open_connectome(config.functional_connectome, space)
+        entries["fnm"] = entry
         hint = conversion_hint(functional.files)
         notices += [hint] if hint else []
         if functional.n_subjects == 1:
@@ -271,11 +278,13 @@ def gather_inputs(config: RunConfig) -> RunInputs:
                 "and only r and z are made: no t, p or q."
             )
     if "snm" in analyses and config.structural_connectome is not None:
+        entry = registered_entry(config.structural_connectome, "structural", notices)
         tractogram = open_tractogram(
             config.structural_connectome,
-            config.structural_space,
-            config.output_resolution or SNM_RESOLUTION_MM,
+            config.structural_space or (entry.space if entry else None),
+            config.output_resolution or (entry and entry.resolution) or SNM_RESOLUTION_MM,
         )
+        entries["snm"] = entry
     verify_files = _verify_files(config, functional, notices)
     collection = _collect(config)
     notices += collection.notices
@@ -307,11 +316,12 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         insist_on_space=config.mask_space is not None,
         normalise=_normaliser(config, collection, list(targets.values())),
         obstacle=why_unreachable,
+        route=None if functional is None else partial(find_route, target=functional.space),
         n_threads=config.nprocs,
     )
     return RunInputs(
         analyses, inspection, tuple(atlases), functional, structural, tuple(notices),
-        _metadata(config, analyses, functional, structural, matrix),
+        _metadata(config, analyses, functional, structural, matrix, entries),
         MapOptions(config.p_map, config.fdr_alpha, config.t_threshold),
         matrix,
         verify_files,
@@ -374,6 +384,7 @@ def _metadata(
     functional: FunctionalConnectome | None,
     structural: StructuralPlan | None,
     matrix: MatchedMatrix | None,
+    entries: Mapping[str, RegisteredConnectome | None],
 ) -> dict[str, dict[str, Any]]:
     """Sidecar content of each analysis."""
     metadata: dict[str, dict[str, Any]] = {analysis: {} for analysis in analyses}
@@ -407,4 +418,7 @@ def _metadata(
         }
     if structural is not None:
         metadata["snm"] |= structural_metadata(config, structural)
+    for analysis, entry in entries.items():
+        if entry is not None:
+            metadata[analysis]["Connectome"] |= registered_metadata(entry)
     return metadata

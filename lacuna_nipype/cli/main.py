@@ -44,6 +44,10 @@ def main(argv: Sequence[str]) -> int:
 
 def run_from_command_line() -> None:
     """Run the command that was typed and leave with its exit code."""
+    if sys.argv[1:2] == ["fetch"]:
+        from lacuna_nipype.cli.fetch import hide_key
+
+        hide_key(sys.argv[1:])
     try:
         code = main(sys.argv[1:])
     except KeyboardInterrupt:

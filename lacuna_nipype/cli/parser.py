@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from lacuna_nipype import __version__
 from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.cli.registered import connectome_location
 
 ANALYSES = ("rd", "fnm", "snm", "afnm")
 AFNM_WEIGHTINGS = ("fractional", "binary", "voxel_count")
@@ -31,6 +32,8 @@ other commands:
                                 list the results that are missing, and the command for them
   lacuna-nipype connectome {convert,build,prepare,info} ...
                                 make connectomes that stream fast, and look at connectomes
+  lacuna-nipype connectome {register,unregister,list} ...
+                                give connectomes names, which take the place of paths
 
 exit codes:
   0 all done   1 some participant or step failed   2 usage   70 the graph could not be built
@@ -188,12 +191,14 @@ def _add_analysis_options(group: argparse._ArgumentGroup) -> None:
         help="what to compute (default: every analysis whose inputs are given)",
     )  # fmt: skip
     group.add_argument(
-        "--functional-connectome", type=_existing, metavar="PATH",
-        help="HDF5 file, or folder of HDF5 files, of a normative resting-state connectome",
+        "--functional-connectome", type=connectome_location, metavar="NAME|PATH",
+        help="HDF5 file, or folder of HDF5 files, of a normative resting-state connectome; or "
+        "the name of one in 'connectome list'",
     )  # fmt: skip
     group.add_argument(
-        "--structural-connectome", type=_existing, metavar="PATH",
-        help="normative tractogram: .tck, .trk, .trk.gz, .trx or .tt.gz, or its index (.h5)",
+        "--structural-connectome", type=connectome_location, metavar="NAME|PATH",
+        help="normative tractogram: .tck, .trk, .trk.gz, .trx or .tt.gz, or its index (.h5); or "
+        "the name of one in 'connectome list'",
     )  # fmt: skip
     group.add_argument(
         "--connectivity-matrix", type=_existing, metavar="PATH",

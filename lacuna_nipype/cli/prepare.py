@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lacuna_nipype.cli.parser import _absolute, _existing, _named_path, _Parser, _positive
+from lacuna_nipype.cli.parser import _absolute, _named_path, _Parser, _positive
+from lacuna_nipype.cli.registered import connectome_location
 
 if TYPE_CHECKING:
     from lacuna_nipype.atlases.catalogue import Atlas
@@ -60,8 +61,8 @@ def main(argv: Sequence[str]) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
     parser.add_argument(
-        "connectome", type=_existing, metavar="CONNECTOME",
-        help="HDF5 file, or folder of HDF5 files",
+        "connectome", type=connectome_location, metavar="CONNECTOME",
+        help="HDF5 file, or folder of HDF5 files, or the name of a registered one",
     )  # fmt: skip
     parser.add_argument(
         "output_dir", type=_absolute, metavar="OUT", help="folder for the matrices"
@@ -121,11 +122,13 @@ def run(options: argparse.Namespace) -> None:
 def _prepare(options: argparse.Namespace) -> list[PreparedMatrix]:
     from lacuna_nipype.connectomes.functional import open_connectome
     from lacuna_nipype.connectomes.prepare import connectome_label, prepare_matrices
+    from lacuna_nipype.connectomes.registry import registered_space
     from lacuna_nipype.execution.progress import log_progress
     from lacuna_nipype.execution.resources import available_processors
     from lacuna_nipype.io.provenance import combined_fingerprint
 
-    connectome = open_connectome(options.connectome, options.functional_space)
+    space = options.functional_space or registered_space(options.connectome)
+    connectome = open_connectome(options.connectome, space)
     return prepare_matrices(
         connectome,
         [_parcellation(atlas, connectome) for atlas in _atlases(options, connectome.space)],

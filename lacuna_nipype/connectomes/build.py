@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nb
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
+from lacuna_nipype.connectomes.confounds import (
+    read_confounds,
+    read_repetition_time,
+    select_columns,
+)
 from lacuna_nipype.connectomes.functional import MINIMUM_TIMEPOINTS
 from lacuna_nipype.connectomes.ingest import (
     describe_source,
@@ -23,14 +29,14 @@ from lacuna_nipype.connectomes.ingest import (
 )
 from lacuna_nipype.connectomes.series_file import write_series_file
 from lacuna_nipype.connectomes.store import FORMAT_VERSION, StoreSource, write_store
-from lacuna_nipype.core.cleaning import clean_series
 from lacuna_nipype.core.compression import INTEGER_LIMITS
+from lacuna_nipype.core.denoising import denoise_series
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
 from lacuna_nipype.core.masks import check_affine
 from lacuna_nipype.core.spaces import Grid, check_declared_space
 
 LAYOUTS = ("store", "lacuna")
-_UNREADABLE = (OSError, EOFError, zlib.error, nb.filebasedimages.ImageFileError)
+_UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +47,24 @@ class _Image:
     name: str
     grid: Grid
     n_timepoints: int
+    table: Path | None = None
+    confounds: NDArray[np.float64] | None = None
+    repetition_time: float | None = None
+
+    def source(self) -> dict[str, Any]:
+        """Say what the subject is made from, for the recipe."""
+        source = describe_source(self.path, self.name)
+        if self.table is not None:
+            source["confounds"] = describe_source(self.table)
+        if self.repetition_time is not None:
+            source["repetition_time"] = self.repetition_time
+        return source
+
+    def clean(self, raw: NDArray[np.float32], settings: dict[str, Any]) -> NDArray[np.float32]:
+        """Clean the image's series."""
+        return denoise_series(
+            raw, confounds=self.confounds, repetition_time=self.repetition_time, **settings
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +100,8 @@ class _Batch:
             for image in self.images:
                 raw = read_series(image.path, self.grid, self.voxels)
                 digests.append(subject_digest(raw))
-                yield clean_series(raw, **self.recipe["cleaning"])
+                settings = self.recipe["cleaning"] | self.recipe.get("filters", {})
+                yield image.clean(raw, settings)
 
         names = tuple(f"{s['name']} {s['fingerprint']}" for s in self.recipe["sources"])
         source = StoreSource(self.grid, self.voxels, self.n_timepoints, self.space, names)
@@ -106,6 +131,11 @@ def build_connectome(
     detrend: int | None = None,
     remove_global_signal: bool = False,
     standardize: bool = False,
+    confounds: Sequence[str] = (),
+    confounds_tables: Sequence[Path] = (),
+    high_pass: float | None = None,
+    low_pass: float | None = None,
+    repetition_time: float | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
@@ -136,6 +166,15 @@ def build_connectome(
         Order of the polynomial trend to remove.
     remove_global_signal, standardize : bool
         As in :func:`lacuna_nipype.core.cleaning.clean_series`.
+    confounds : sequence of str
+        Columns to regress out, by name or pattern.
+    confounds_tables : sequence of Path
+        The table of each image, where there are confounds.
+    high_pass, low_pass : float, optional
+        Hz; see :func:`lacuna_nipype.core.denoising.denoise_series`.
+    repetition_time : float, optional
+        Seconds between the volumes of all images; by default what each image says itself. Only
+        filters need it.
     overwrite : bool
         Replace files of other content.
     progress : callable, optional
@@ -150,7 +189,7 @@ def build_connectome(
     ------
     ValidationError
         An image is missing, damaged, not 4D, too short, or one subject occurs twice; the mask is
-        not binary; a setting is not possible.
+        not binary; a setting is not possible; a table lacks a column or has another length.
     SpatialMismatchError
         An image lies on another grid than the mask, or the space contradicts the grid.
     IncompleteError
@@ -160,11 +199,17 @@ def build_connectome(
     grid, voxels = read_brain_mask(mask)
     space = check_declared_space(space, grid, f"Brain mask {mask}")
     checked = _check_images(images, mask, grid)
+    checked = _with_confounds(checked, confounds, confounds_tables)
     cleaning = {
         "polynomial": detrend,
         "global_signal": remove_global_signal,
         "standardize": standardize,
     }
+    filters = {"high_pass": high_pass, "low_pass": low_pass}
+    if high_pass is None and low_pass is None:
+        filters = {}
+    else:
+        checked = [_with_repetition_time(image, repetition_time) for image in checked]
     settings: dict[str, Any] = {
         "layout": layout,
         "format": FORMAT_VERSION if layout == "store" else None,
@@ -173,13 +218,20 @@ def build_connectome(
         "cleaning": cleaning,
         "mask": describe_source(mask),
     }
+    # Only where they are used: files built without them stay what their recipe says.
+    if confounds:
+        settings["confounds"] = list(confounds)
+    if filters:
+        settings["filters"] = filters
     sizes: dict[int, int] = {}
     tasks = []
     for number, batch in enumerate(_batches(checked, subjects_per_file)):
         length = batch[0].n_timepoints
         if length not in sizes:
-            sizes[length] = _estimate_subject(batch[0], grid, voxels, layout, kind, cleaning)
-        sources = [describe_source(image.path, image.name) for image in batch]
+            sizes[length] = _estimate_subject(
+                batch[0], grid, voxels, layout, kind, cleaning | filters
+            )
+        sources = [image.source() for image in batch]
         tasks.append(
             _Batch(
                 target_dir / f"{target_dir.absolute().name}_chunk-{number:03d}.h5",
@@ -287,6 +339,30 @@ def _check_images(images: Sequence[Path], mask: Path, grid: Grid) -> list[_Image
     return checked
 
 
+def _with_confounds(
+    images: list[_Image], patterns: Sequence[str], tables: Sequence[Path]
+) -> list[_Image]:
+    """Read the confounds of all subjects, a small part of their images."""
+    if len(tables) != (len(images) if patterns else 0):
+        raise ValidationError(
+            f"There are {len(tables)} confounds tables for {len(images)} images and "
+            f"{len(patterns)} columns to take from them; give one for each image, and columns."
+        )
+    if not patterns:
+        return images
+    return [
+        replace(image, table=path, confounds=read_confounds(path, columns, image.n_timepoints))
+        for image, path, columns in zip(
+            images, tables, select_columns(tables, patterns), strict=True
+        )
+    ]
+
+
+def _with_repetition_time(image: _Image, given: float | None) -> _Image:
+    seconds = read_repetition_time(image.path) if given is None else given
+    return replace(image, repetition_time=seconds)
+
+
 def _batches(images: Sequence[_Image], size: int) -> list[tuple[_Image, ...]]:
     """Cut into files of one length each, in the order given."""
     batches = []
@@ -338,5 +414,5 @@ def _estimate_subject(
     if layout == "lacuna":
         return 4 * image.n_timepoints * n_voxels
     # Also refuses settings that the series are too short for, before any work is done.
-    cleaned = clean_series(read_series(image.path, grid, voxels), **cleaning)
+    cleaned = image.clean(read_series(image.path, grid, voxels), cleaning)
     return store_bytes(1, n_voxels, sampled_rank(cleaned), kind)

@@ -28,6 +28,7 @@ from lacuna_nipype.connectomes.ingest import (
     store_bytes,
     subject_digest,
 )
+from lacuna_nipype.connectomes.registry import content_fingerprint
 from lacuna_nipype.connectomes.store import BLOCK_BYTES, TileReader
 from lacuna_nipype.connectomes.streamline_index import (
     find_tractogram,
@@ -37,6 +38,7 @@ from lacuna_nipype.connectomes.streamline_index import (
 from lacuna_nipype.connectomes.tractogram_check import share_outside_brain
 from lacuna_nipype.connectomes.tractogram_convert import measure_step
 from lacuna_nipype.connectomes.tractogram_formats import (
+    iter_streamlines,
     read_tractogram_header,
     tractogram_sidecar,
     tractogram_suffix,
@@ -46,6 +48,7 @@ from lacuna_nipype.core.exceptions import ValidationError
 
 # Stored vectors have unit length but for the rounding of their coefficients.
 _LENGTH_TOLERANCE = {"int16": 1e-3, "int8": 0.1}
+_STREAMLINES_PER_REPORT = 10_000
 
 
 def inspect_connectome(
@@ -63,15 +66,17 @@ def inspect_connectome(
         format, or a streamline index.
     check_data : bool
         Read everything: count series that are not finite or constant and find subjects that
-        occur twice (Lacuna's layout), or check that every stored series is whole (store).
+        occur twice (Lacuna's layout), check that every stored series is whole (store), or count
+        streamlines and those with a coordinate that is not finite (tractogram).
     progress : callable, optional
-        Called with (subjects or tiles checked, of all).
+        Called with (subjects, tiles or streamlines checked, of all).
 
     Returns
     -------
     dict
-        JSON-safe. ``Layout`` is ``lacuna``, ``store``, ``tractogram`` or ``index``; the other
-        keys depend on it.
+        JSON-safe. ``Layout`` is ``lacuna``, ``store``, ``tractogram`` or ``index``;
+        ``Fingerprint`` is that of :func:`~lacuna_nipype.connectomes.registry.content_fingerprint`;
+        the other keys depend on the layout.
 
     Raises
     ------
@@ -79,16 +84,19 @@ def inspect_connectome(
         The connectome is missing or damaged, or its files disagree.
     """
     if tractogram_suffix(location) is not None:
-        return _inspect_tractogram(location)
+        found = _inspect_tractogram(location)
+        if check_data:
+            found["Check"] = _check_tractogram(location, found["NumberOfStreamlines"], progress)
+        return found
     if location.is_file() and is_index(location):
         return _inspect_index(location)
-    connectome, space = _open(location)
+    connectome, space = open_undeclared(location)
     stores = [file.precision is not None for file in connectome.files]
     if any(stores) and not all(stores):
         raise ValidationError(
             f"{location} mixes files of a store with files in Lacuna's layout; keep them apart."
         )
-    found = _describe(connectome, space)
+    found = _describe(connectome, space) | {"Fingerprint": content_fingerprint(location)}
     if all(stores):
         found |= _describe_store(connectome.files)
         if check_data:
@@ -100,8 +108,26 @@ def inspect_connectome(
     return found
 
 
-def _open(location: Path) -> tuple[FunctionalConnectome, str | None]:
-    """Open a connectome; to describe one, nothing needs to say which space it is in."""
+def open_undeclared(location: Path) -> tuple[FunctionalConnectome, str | None]:
+    """Open a functional connectome although perhaps nothing says which space it is in.
+
+    Parameters
+    ----------
+    location : Path
+        File or folder.
+
+    Returns
+    -------
+    FunctionalConnectome
+        Its space is empty where none is declared.
+    str or None
+        TemplateFlow name of the declared space.
+
+    Raises
+    ------
+    ValidationError
+        A file is damaged, or the files disagree.
+    """
     files = tuple(read_connectome_file(path) for path in connectome_paths(location))
     try:
         connectome = open_connectome(location)
@@ -126,6 +152,7 @@ def _inspect_tractogram(path: Path) -> dict[str, Any]:
         "MeasuredStepSize": round(step.median, 6),
         "RegularSteps": step.regular,
         "ShareOutsideBrain": round(share_outside_brain(path), 6),
+        "Fingerprint": content_fingerprint(path),
     }
 
 
@@ -151,6 +178,7 @@ def _inspect_index(path: Path) -> dict[str, Any]:
         "StepSize": record.step_size,
         "Tractogram": state,
         "TractogramFingerprint": record.fingerprint,
+        "Fingerprint": content_fingerprint(path),
     }
 
 
@@ -200,9 +228,12 @@ def _describe_series(files: Sequence[ConnectomeFile], size: int) -> dict[str, An
             series = handle["timeseries"]
             storages.append((series.compression, series.chunks))
     ranks: dict[int, int] = {}
+    not_finite = 0
     for file in files:
         if file.n_timepoints not in ranks:
-            ranks[file.n_timepoints] = sampled_rank(first_subject(file))
+            series = first_subject(file)
+            ranks[file.n_timepoints] = sampled_rank(series)
+            not_finite += int((~np.isfinite(series)).any(axis=0).sum())
     converted = {
         kind: sum(
             store_bytes(file.n_subjects, file.n_voxels, ranks[file.n_timepoints], kind)
@@ -213,6 +244,7 @@ def _describe_series(files: Sequence[ConnectomeFile], size: int) -> dict[str, An
     return {
         "Compression": sorted({str(compression or "none") for compression, _ in storages}),
         "Chunks": sorted({"x".join(map(str, chunks or ())) or "none" for _, chunks in storages}),
+        "SeriesNotFiniteOfFirstSubject": not_finite,
         "RankOfFirstSubject": max(ranks.values()),
         "BytesAsStore": converted,
         "SavedAsStorePercent": {
@@ -259,6 +291,24 @@ def _check_series(
         "UnusableVoxelsOfASubjectMaximum": count.most_constant,
         "SubjectsWithoutVariation": count.without_variation,
         "SubjectsTwice": count.twice,
+    }
+
+
+def _check_tractogram(
+    path: Path, declared: int | None, progress: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    """Read every streamline; formats that end at a mark or a count may hold fewer than said."""
+    count = empty = not_finite = 0
+    for count, streamline in enumerate(iter_streamlines(path), start=1):
+        empty += len(streamline) == 0
+        not_finite += not np.isfinite(streamline).all()
+        if progress is not None and declared and count % _STREAMLINES_PER_REPORT == 0:
+            progress(min(count, declared), declared)
+    return {
+        "Streamlines": count,
+        "StreamlinesAgreeWithHeader": None if declared is None else count == declared,
+        "StreamlinesEmpty": empty,
+        "StreamlinesNotFinite": int(not_finite),
     }
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lacuna_nipype.core.exceptions import ValidationError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -125,16 +127,29 @@ def fingerprint(path: Path) -> str:
 
 
 def get_data_dir() -> Path:
-    """Give the folder of registered and downloaded data; it need not be there.
+    """Give the folder in which this package keeps what belongs to the user.
 
     Returns
     -------
     Path
-        ``LACUNA_DATA_DIR`` where it is set, else ``lacuna`` below ``XDG_CACHE_HOME``, else
-        ``~/.cache/lacuna``.
+        ``LACUNA_DATA_DIR``, else ``XDG_CACHE_HOME/lacuna``, else ``~/.cache/lacuna``; absolute,
+        and not necessarily there.
+
+    Raises
+    ------
+    ValidationError
+        None of the variables is set, and the user has no home folder.
     """
-    named = os.environ.get("LACUNA_DATA_DIR")
-    if named:
-        return Path(named).expanduser().absolute()
+    own = os.environ.get("LACUNA_DATA_DIR")
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache).expanduser() if cache else Path.home() / ".cache").absolute() / "lacuna"
+    try:
+        if own:
+            return Path(own).expanduser().absolute()
+        # The standard of these variables says to ignore a relative path.
+        if cache and Path(cache).is_absolute():
+            return Path(cache) / "lacuna"
+        return Path.home() / ".cache" / "lacuna"
+    except RuntimeError as error:
+        raise ValidationError(
+            "There is no home folder to keep data in; set LACUNA_DATA_DIR to a folder."
+        ) from error

@@ -204,7 +204,8 @@ def size_warnings(mask: NDArray[np.bool_], grid: Grid, name: str) -> list[str]:
     voxels = int(np.count_nonzero(mask))
     volume = voxels * grid.voxel_volume_ml
     if 0 < voxels < FEW_VOXELS:
-        return [f"{name} has {voxels} lesion voxels only ({volume:.3g} ml)."]
+        count = f"{voxels} lesion voxel{'' if voxels == 1 else 's'}"
+        return [f"{name} has {count} only ({volume:.3g} ml)."]
     if volume > LARGE_LESION_ML:
         return [f"{name} covers {volume:.0f} ml, more than half of a brain."]
     return []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,8 +22,9 @@ from lacuna_nipype.core.spaces import (
     known_spaces,
     same_space,
     spaces_of_grid,
+    template_grid,
 )
-from lacuna_nipype.core.transforms import load_point_map
+from lacuna_nipype.core.transforms import check_domains, load_point_map
 from lacuna_nipype.io.collect import LesionRecord
 from lacuna_nipype.io.images import Mask, load_mask
 from lacuna_nipype.io.normalisation import NativeTransform
@@ -33,6 +36,8 @@ Normaliser = Callable[[LesionRecord, Grid], NativeTransform | None]
 Obstacle = Callable[[str, str], str | None]
 # Finds the transforms from a standard space to that of the brain mask, in order.
 Route = Callable[[str], Sequence[Path]]
+# Every participant has a field of their own, of hundreds of megabytes while it is read.
+_FEW_FIELDS = BoundedSemaphore(2)
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -291,7 +296,9 @@ def judge_mask(
             _check_way(name, space, what, target, obstacle)
     steps = [*(native.paths if native else ()), *(route(space) if route else ())]
     knows_the_way = route is not None or all(same_space(space, t) for t in targets.values())
-    reason = _why_empty(mask, brain if knows_the_way else None, steps)
+    within = brain if knows_the_way else None
+    with _FEW_FIELDS if native else nullcontext():
+        reason = _why_empty(mask, within, native, steps, name, warnings)
     if reason is not None:
         if on_empty != "warn":
             raise EmptyMaskError(f"{name} {reason}.")
@@ -370,13 +377,27 @@ def which_space(grid: Grid, flag: str, whose: str = "its grid") -> str:
 
 
 def _why_empty(
-    mask: Mask, brain: tuple[NDArray[Any], Grid] | None, transforms: Sequence[Path]
+    mask: Mask,
+    brain: tuple[NDArray[Any], Grid] | None,
+    native: NativeTransform | None,
+    steps: Sequence[Path],
+    name: str,
+    warnings: list[str],
 ) -> str | None:
     if mask.n_voxels == 0:
         return "holds no lesion voxel"
     if brain is None:
         return None
-    moved, _ = warp_mask(mask.data, mask.grid, brain[1], load_point_map(transforms))
+    if native is not None:
+        # A transform that leads elsewhere must not pass for a lesion outside the brain.
+        standard = template_grid(native.target, 1.0)
+        check_domains(native.paths, standard, space=native.target, source=mask.grid)
+    moved, account = warp_mask(mask.data, mask.grid, brain[1], load_point_map(steps))
     if np.any(moved & brain[0]):
+        if account.kept_by_centre:
+            warnings.append(
+                f"{name} falls between the voxels of the functional connectome; the one that "
+                "holds its centre of mass stands for it."
+            )
         return None
     return "has no voxel inside the functional connectome's brain mask"

@@ -1,5 +1,6 @@
 """``lacuna-nipype connectome convert`` and ``info`` on tractograms."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -78,6 +79,9 @@ def test_convert_and_inform(capsys, tmp_path, trk):
     before, after = info(capsys, trk), info(capsys, out)
     assert before.pop("MeasuredStepSize") == pytest.approx(0.5, abs=1e-4)
     assert after.pop("MeasuredStepSize") == pytest.approx(0.5, abs=1e-4)
+    for found, path in ((before, trk), (after, out)):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert found.pop("Fingerprint") == f"sha256:{content}"
     assert before == {
         "Layout": "tractogram",
         "Path": str(trk),

@@ -1,0 +1,1 @@
+"""Files and answers from servers: keys, careful requests, downloads that can be resumed."""
