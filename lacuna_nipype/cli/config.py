@@ -49,6 +49,8 @@ class RunConfig:
     plugin : str
     nprocs, omp_nthreads : int
     memory_gb : float
+    overwrite : bool
+        Do again what an earlier run completed.
     stop_on_first_crash, dry_run : bool
     verbose : int
     """
@@ -94,6 +96,7 @@ class RunConfig:
     return_input_space: bool = True
     output_resolution: float | None = None
     plugin: str = "MultiProc"
+    overwrite: bool = False
     stop_on_first_crash: bool = False
     dry_run: bool = False
     verbose: int = 0

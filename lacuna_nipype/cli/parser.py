@@ -319,6 +319,10 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         help="intermediate results; run again with the same folder to continue (default: ./work)",
     )  # fmt: skip
     group.add_argument(
+        "--overwrite", action="store_true",
+        help="do again what an earlier run completed with the same inputs and options",
+    )  # fmt: skip
+    group.add_argument(
         "--dry-run", action="store_true", help="build the graph, list steps and outputs, run none"
     )
     group.add_argument(

@@ -21,6 +21,7 @@ from lacuna_nipype.core.exceptions import DependencyError, LacunaError
 
 if TYPE_CHECKING:
     from lacuna_nipype.cli.inputs import RunInputs
+    from lacuna_nipype.cli.recovery import Recovery
     from lacuna_nipype.execution.runner import RunOutcome
     from lacuna_nipype.io.lesions import Lesion
 
@@ -45,6 +46,7 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
         Exit code; the reason is the last line printed.
     """
     from lacuna_nipype.cli.inputs import gather_inputs
+    from lacuna_nipype.cli.recovery import begin, plan_recovery
 
     started = datetime.now(timezone.utc)
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
@@ -58,6 +60,9 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
             if not config.dry_run:
                 held.enter_context(_own_work_folder(config.work_dir))
                 _prepare_output(config, inputs, log_dir, links)
+            recovery = plan_recovery(config, inputs)
+            if recovery.inputs.inspection.lesions and not config.dry_run:
+                begin(config, recovery)
         except DependencyError as error:
             return _end(MISSING_PROGRAM, str(error))
         except LacunaError as error:
@@ -67,7 +72,12 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
             return _end(USAGE, f"{where}: {error.strerror or error}.")
         if not inputs.inspection.lesions:
             return _end_without_lesions(inputs)
-        return _build_and_run(config, inputs, links, log_dir, run_id, started, argv)
+        if recovery.up_to_date:
+            done = _count(len(recovery.up_to_date), "lesion")
+            _say(f"{done} of an earlier run up to date (--overwrite does them again).")
+        if not recovery.inputs.inspection.lesions:
+            return _end_up_to_date(config, inputs)
+        return _build_and_run(config, recovery, links, log_dir, run_id, started, argv)
 
 
 @contextmanager
@@ -92,13 +102,14 @@ def _own_work_folder(folder: Path) -> Iterator[None]:
 
 def _build_and_run(
     config: RunConfig,
-    inputs: RunInputs,
+    recovery: Recovery,
     links: dict[str, Path],
     log_dir: Path,
     run_id: str,
     started: datetime,
     argv: Sequence[str],
 ) -> int:
+    from lacuna_nipype.cli.recovery import end
     from lacuna_nipype.execution.runner import configure_nipype, expanded_nodes, run_graph
 
     if not config.dry_run:
@@ -107,6 +118,7 @@ def _build_and_run(
             stop_on_first_crash=config.stop_on_first_crash,
             verbose=config.verbose,
         )
+    inputs = recovery.inputs
     try:
         workflow = build_workflow(config, inputs, links)
         nodes = expanded_nodes(workflow)
@@ -125,6 +137,7 @@ def _build_and_run(
         crash_dir=log_dir,
     )
     _record(config, inputs, outcome, links, run_id, started, argv)
+    end(config, recovery, outcome)
     return _report(config, inputs, outcome, log_dir)
 
 
@@ -413,6 +426,11 @@ def _report(config: RunConfig, inputs: RunInputs, outcome: RunOutcome, log_dir: 
             SOME_FAILED,
             f"Outputs missing: {len(missing)}, such as {missing[0]}; log: {log_dir}",
         )
+    return _end_up_to_date(config, inputs)
+
+
+def _end_up_to_date(config: RunConfig, inputs: RunInputs) -> int:
+    """End a run all of whose results are there, but for masks that were refused."""
     refused = inputs.inspection.refused
     if refused:
         keys = ", ".join(list(refused)[:5]) + (", ..." if len(refused) > 5 else "")

@@ -296,6 +296,9 @@ def progress(process):
 
 
 def steps_that_ran(process):
+    if re.search(r"^\d+ lesions? of an earlier run up to date", process.stdout, re.MULTILINE):
+        found = re.search(r"^(\d+) steps ran,", process.stdout, flags=re.MULTILINE)
+        return int(found[1]) if found else 0
     return int(re.search(r"^(\d+) steps ran,", process.stdout, flags=re.MULTILINE)[1])
 
 
@@ -357,7 +360,7 @@ def test_provenance_tells_what_was_done_with_what(full_run, demonstration, plugi
 
 
 def test_a_log_folder_holds_the_configuration_of_the_run(linear):
-    (folder,) = [path for path in (linear.out / "logs").iterdir() if path.is_dir()]
+    (folder,) = [path for path in (linear.out / "logs").iterdir() if path.name[0].isdigit()]
     assert read_json(folder / "config.json")["plugin"] == "Linear"
     assert (folder / "run.log").stat().st_size > 1000
     assert not list(folder.glob("crash-*"))
@@ -481,9 +484,9 @@ def test_a_second_run_runs_nothing(multiproc, run_command):
     assert last_line(again) == f"Results: {multiproc.out}"
     assert contents(multiproc.out) == before
     assert {name: (multiproc.out / name).stat().st_mtime_ns for name in before} == times
+    # Nothing was done, so there is nothing to record of the participants.
     runs = read_json(multiproc.out / "sub-04" / "sub-04_desc-provenance.json")["Runs"]
-    assert [step["Status"] for step in runs[-1]["Steps"]] == ["cached"] * len(runs[-1]["Steps"])
-    assert len(runs) >= 2
+    assert len(runs) == 1
 
 
 def test_a_deleted_derivative_comes_back(linear, run_command):
