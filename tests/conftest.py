@@ -20,6 +20,8 @@ def _load(name):
 _load("transform_data")
 _load("fmriprep_data")
 _load("loopback")
+_load("group_data")
+_load("siibra_server")
 
 
 @pytest.fixture(autouse=True)

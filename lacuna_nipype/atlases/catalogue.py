@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,30 +84,61 @@ def find_bids_atlases(root: Path) -> list[Atlas]:
     ----------
     root : Path
         Dataset folder. Atlases are images named ``tpl-<space>_atlas-<name>[_seg-<>][_scale-<>]
-        [_res-<>]_dseg|probseg`` with a ``.tsv`` of the same stem.
+        [_res-<>]_dseg|probseg`` with a ``.tsv`` of the same stem, or of one with fewer entities
+        in the same folder or above it, as BIDS lets metadata be inherited.
 
     Returns
     -------
     list of Atlas
         One per image, in name order; images in an unsupported space or without a table are left
-        out. The id is the atlas name, with ``seg`` and ``scale`` where one name has several.
+        out. The id is the atlas name, with ``seg`` and ``scale`` where one name has several. A
+        ``desc``, by which TemplateFlow tells variants apart, stands for them.
     """
     found = []
     for path in sorted(root.glob("tpl-*/**/tpl-*_atlas-*")):
         ending = next((e for e in IMAGE_ENDINGS if path.name.endswith(e)), None)
         if ending is None:
             continue
-        labels = path.with_name(path.name[: -len(ending)] + ending.split(".")[0] + ".tsv")
         fields = path.name[: -len(ending)].split("_")
+        labels = _find_table(path.parent, root, fields, ending.split(".")[0])
         parts = dict(field.split("-", 1) for field in fields if "-" in field)
         try:
             space = canonical_space(parts["tpl"])
         except ValidationError:
             continue
-        if labels.is_file():
+        if labels is not None:
             atlas, segmentation, scale = parts["atlas"], parts.get("seg"), parts.get("scale")
+            if segmentation is None and scale is None and "desc" in parts:
+                segmentation, scale = _meaning_of(parts["desc"])
             found.append(Atlas(atlas, path, labels, space, atlas, segmentation, scale))
     return [_with_unique_id(atlas, found) for atlas in found]
+
+
+def _find_table(folder: Path, root: Path, fields: Sequence[str], suffix: str) -> Path | None:
+    """Find the table that applies to an image: the nearest one with most of its entities."""
+    for place in (folder, *folder.parents):
+        ending = f"{suffix}.tsv"
+        tables = [
+            path
+            for path in sorted(place.glob(f"*{ending}"))
+            if f"atlas-{_atlas_of(fields)}" in path.name.split("_")
+            and set(path.name[: -len(ending)].split("_")) <= set(fields)
+        ]
+        if tables:
+            return max(tables, key=lambda path: path.name.count("_"))
+        if place == root:
+            return None
+    return None
+
+
+def _atlas_of(fields: Sequence[str]) -> str:
+    return next(field for field in fields if field.startswith("atlas-")).removeprefix("atlas-")
+
+
+def _meaning_of(description: str) -> tuple[str, str | None]:
+    """Read the entities ``seg`` and ``scale`` from TemplateFlow's ``desc``."""
+    match = re.fullmatch(r"([0-9]+)Parcels([0-9]+)Networks", description)
+    return (f"{match.group(2)}n", match.group(1)) if match else (description, None)
 
 
 def _with_unique_id(atlas: Atlas, everything: Sequence[Atlas]) -> Atlas:

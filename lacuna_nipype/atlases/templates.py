@@ -29,7 +29,7 @@ class TemplateNeed:
 
     Parameters
     ----------
-    kind : {"transform", "brain mask"}
+    kind : {"transform", "brain mask", "atlas"}
     name : str
         Path below TemplateFlow's folder.
     path : Path or None
@@ -229,8 +229,9 @@ def missing_sentence(needs: Iterable[TemplateNeed]) -> str:
 
 # The network
 
-# First bytes of the files that are fetched, by the end of their names.
-_MAGIC = {".h5": b"\x89HDF\r\n\x1a\n", ".nii.gz": b"\x1f\x8b"}
+# First bytes of the files that are fetched, by the end of their names; tables begin with anything
+# and are checked when they are read.
+_MAGIC = {".h5": b"\x89HDF\r\n\x1a\n", ".nii.gz": b"\x1f\x8b", ".tsv": b""}
 
 
 def fetch_template(need: TemplateNeed) -> Path:

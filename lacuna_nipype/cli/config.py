@@ -19,7 +19,8 @@ class RunConfig:
     analysis_level : str
     participant_label, session_label : tuple of str
         Without ``sub-`` and ``ses-``; empty for all.
-    derivatives : tuple of (str, Path)
+    derivatives, datasets : tuple of (str, Path)
+        Datasets with masks and atlases; datasets with atlases alone.
     bids_filter_file : Path or None
     pattern, mask_space : str or None
     on_empty : str
@@ -65,6 +66,7 @@ class RunConfig:
     participant_label: tuple[str, ...] = ()
     session_label: tuple[str, ...] = ()
     derivatives: tuple[tuple[str, Path], ...] = ()
+    datasets: tuple[tuple[str, Path], ...] = ()
     bids_filter_file: Path | None = None
     pattern: str | None = None
     mask_space: str | None = None

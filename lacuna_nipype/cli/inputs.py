@@ -8,14 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lacuna_nipype.atlases.catalogue import (
-    Atlas,
-    check_atlas,
-    custom_atlas,
-    find_bids_atlases,
-    select_atlases,
-)
+from lacuna_nipype.atlases.catalogue import Atlas, check_atlas, custom_atlas
 from lacuna_nipype.atlases.parcels import load_parcels
+from lacuna_nipype.atlases.services import find_run_atlases
 from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.registered import registered_entry, registered_metadata
 from lacuna_nipype.cli.routes import Spaces, find_route, why_unreachable
@@ -229,9 +224,8 @@ def _find_atlases(config: RunConfig, space: str | None) -> list[Atlas]:
     atlases = [custom_atlas(*words) for words in config.custom_parcellation]
     if config.parcel_atlases:
         roots = [config.bids_dir] if config.bids_dir.is_dir() else []
-        roots += [path for _, path in config.derivatives]
-        available = [atlas for root in roots for atlas in find_bids_atlases(root)]
-        atlases += select_atlases(config.parcel_atlases, available, space)
+        roots += [path for _, path in (*config.derivatives, *config.datasets)]
+        atlases += find_run_atlases(config.parcel_atlases, space, datasets=roots)
     names = [tuple(atlas.entities.values()) for atlas in atlases]
     for atlas in atlases:
         if names.count(tuple(atlas.entities.values())) > 1:

@@ -212,7 +212,12 @@ def _add_analysis_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--parcel-atlases", nargs="+", default=[], metavar="ATLAS",
-        help="ids of atlases that the dataset or a derivatives dataset carries (tpl-* folders)",
+        help="ids of atlases: registered ones, those that a dataset carries (tpl-* folders), or "
+        "TemplateFlow's, such as schaefer2018parcels100networks7; see 'atlas list'",
+    )  # fmt: skip
+    group.add_argument(
+        "--datasets", nargs="+", type=_named_path, default=[], metavar="[NAME=]PATH",
+        help="BIDS datasets of atlases, with tpl-* folders",
     )  # fmt: skip
     group.add_argument(
         "--custom-parcellation", nargs=4, action="append", default=[],
@@ -360,7 +365,10 @@ def parse_config(argv: Sequence[str]) -> RunConfig:
         (name, _absolute(image), _absolute(labels), space)
         for name, image, labels, space in options.pop("custom_parcellation")
     ]
-    lists = ("participant_label", "session_label", "derivatives", "analysis", "parcel_atlases")
+    lists = (
+        "participant_label", "session_label", "derivatives", "datasets", "analysis",
+        "parcel_atlases",
+    )  # fmt: skip
     for key in lists:
         options[key] = tuple(dict.fromkeys(options[key]))
     return RunConfig(custom_parcellation=tuple(custom), **options)

@@ -142,15 +142,16 @@ def _prepare(options: argparse.Namespace) -> list[PreparedMatrix]:
 
 
 def _atlases(options: argparse.Namespace, space: str) -> list[Atlas]:
-    from lacuna_nipype.atlases.catalogue import custom_atlas, find_bids_atlases, select_atlases
+    from lacuna_nipype.atlases.catalogue import custom_atlas
+    from lacuna_nipype.atlases.services import find_run_atlases
 
     atlases = [
         custom_atlas(name, _absolute(image), _absolute(labels), own_space)
         for name, image, labels, own_space in options.custom_parcellation
     ]
     if options.parcel_atlases:
-        available = [a for _, root in options.derivatives for a in find_bids_atlases(root)]
-        atlases += select_atlases(options.parcel_atlases, available, space)
+        roots = [root for _, root in options.derivatives]
+        atlases += find_run_atlases(options.parcel_atlases, space, datasets=roots)
     return atlases
 
 
