@@ -24,7 +24,7 @@ LAYERS = [
     {"interfaces"},
     {"workflows"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "api"},
 ]
 LEVEL = {folder: level for level, layer in enumerate(LAYERS) for folder in layer}
 EVERYWHERE = {"__version__", "data"}

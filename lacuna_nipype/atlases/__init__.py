@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "bundle": ("Bundle", "BundleError", "bundle_atlas"),
     "entries": (
         "AtlasEntry",
         "AtlasFiles",
