@@ -70,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
         return _fail(str(error), USAGE_ERROR)
     except OSError as error:
         return _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", FAILED)
+    except EOFError:
+        return _fail("--interactive asks questions, and there is nobody to answer.", USAGE_ERROR)
     except KeyboardInterrupt:
         return _fail("Interrupted; run the same command again to continue.", INTERRUPTED)
     return 0

@@ -423,6 +423,21 @@ def test_lists_and_mistakes(home, tmp_path):
     assert "source_type" in run("fetch", "--list", code=USAGE)
 
 
+def test_questions(home, tmp_path):
+    content = tck_of(lines_of(2, 50))
+    with OsfServer({"abc12": content}) as server:
+        home(dtor985_10pct={"download_url": f"{server.url}/abc12/download"})
+        for answers, code in ((["dtor985_10pct", tmp_path / "no", "n"], 130),
+                              (["dtor985_10pct", tmp_path / "yes", "y"], OK), ([], USAGE)):  # fmt: skip
+            process = start("fetch", "--interactive", stdin=subprocess.PIPE)
+            text = "".join(f"{answer}\n" for answer in answers)
+            output, _ = process.communicate(text, timeout=100)
+            assert process.returncode == code, output
+            assert "Traceback" not in output
+    assert (tmp_path / "yes" / "dtor985_10pct.tck").read_bytes() == content
+    assert not (tmp_path / "no").exists()
+
+
 def test_an_address_that_is_not_encrypted(home):
     home(dtor985_10pct={"download_url": "http://example.org/abc12/download"})
     output = run("fetch", "dtor985_10pct", code=FAILED)
