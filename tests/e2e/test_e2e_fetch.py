@@ -427,8 +427,12 @@ def test_questions(home, tmp_path):
     content = tck_of(lines_of(2, 50))
     with OsfServer({"abc12": content}) as server:
         home(dtor985_10pct={"download_url": f"{server.url}/abc12/download"})
-        for answers, code in ((["dtor985_10pct", tmp_path / "no", "n"], 130),
-                              (["dtor985_10pct", tmp_path / "yes", "y"], OK), ([], USAGE)):  # fmt: skip
+        cases = {
+            130: ["dtor985_10pct", tmp_path / "no", "n"],
+            OK: ["dtor985_10pct", tmp_path / "yes", "y"],
+            USAGE: [],
+        }
+        for code, answers in cases.items():
             process = start("fetch", "--interactive", stdin=subprocess.PIPE)
             text = "".join(f"{answer}\n" for answer in answers)
             output, _ = process.communicate(text, timeout=100)
