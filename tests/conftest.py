@@ -20,6 +20,7 @@ def _load(name):
 _load("transform_data")
 _load("fmriprep_data")
 _load("loopback")
+_load("slurm_cluster")
 _load("group_data")
 _load("siibra_server")
 

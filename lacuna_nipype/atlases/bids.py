@@ -69,8 +69,9 @@ class BidsSource:
 def _entry(atlases: Sequence[tuple[Atlas, float | None]]) -> AtlasEntry:
     atlas = atlases[0][0]
     labelled = "_dseg." in atlas.image.name
-    sidecar = _sidecar(atlas)
-    content = _read_json(sidecar) if sidecar else {}
+    content: dict[str, Any] = {}
+    for sidecar in reversed(_sidecars(atlas)):
+        content |= {key: value for key, value in _read_json(sidecar).items() if value}
     pairs = {"atlas": atlas.atlas, "seg": atlas.segmentation, "scale": atlas.scale}
     entities = {key: value for key, value in pairs.items() if value}
     links = content.get("ReferencesAndLinks") or []
@@ -114,8 +115,8 @@ def schaefer_names(entities: dict[str, str]) -> tuple[str, ...]:
     )
 
 
-def _sidecar(atlas: Atlas) -> Path | None:
-    """JSON of the image, or of its table, or of the atlas."""
+def _sidecars(atlas: Atlas) -> list[Path]:
+    """JSON of the image, of its table and of the atlas, those that there are; nearest first."""
     stem = atlas.image.name.removesuffix(".gz").removesuffix(".nii")
     root = atlas.image.parent
     while not root.name.startswith("tpl-"):
@@ -125,7 +126,7 @@ def _sidecar(atlas: Atlas) -> Path | None:
         atlas.labels.with_suffix(".json"),
         root.parent / f"atlas-{atlas.atlas}_description.json",
     ]
-    return next((path for path in candidates if path.is_file()), None)
+    return [path for path in dict.fromkeys(candidates) if path.is_file()]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def _files(entry: AtlasEntry, found: tuple[Atlas, float | None]) -> AtlasFiles:
     return AtlasFiles(
         atlas.image,
         atlas.labels,
-        _sidecar(atlas),
+        next(iter(_sidecars(atlas)), None),
         True,
         entry,
         resolution,

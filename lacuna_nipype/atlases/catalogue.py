@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lacuna_nipype.atlases.parcels import load_parcels, open_atlas
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.spaces import canonical_space, check_declared_space, same_space
+from lacuna_nipype.core.spaces import canonical_space, check_declared_space
 
 IMAGE_ENDINGS = ("_dseg.nii.gz", "_dseg.nii", "_probseg.nii.gz", "_probseg.nii")
 
@@ -32,6 +32,10 @@ class Atlas:
         Value of the ``atlas`` entity in output names.
     segmentation, scale : str or None
         Values of the ``seg`` and ``scale`` entities.
+    source : str
+        Where it is from, such as ``templateflow``; ``custom`` for files named one by one.
+    citation, license, url : str
+        Empty where they are not known, or are only in the JSON beside the labels.
     """
 
     id: str
@@ -41,6 +45,10 @@ class Atlas:
     atlas: str
     segmentation: str | None = None
     scale: str | None = None
+    source: str = "custom"
+    citation: str = ""
+    license: str = ""
+    url: str = ""
 
     @property
     def entities(self) -> dict[str, str]:
@@ -157,48 +165,6 @@ def _with_unique_id(atlas: Atlas, everything: Sequence[Atlas]) -> Atlas:
     )
 
 
-def select_atlases(ids: Iterable[str], available: Sequence[Atlas], space: str) -> list[Atlas]:
-    """Pick atlases by id.
-
-    Parameters
-    ----------
-    ids : iterable of str
-        Requested ids; case is ignored.
-    available : sequence of Atlas
-        Everything that was found.
-    space : str
-        Space of the run: an atlas that exists in several spaces or resolutions is taken from
-        this one, at its finest voxels.
-
-    Returns
-    -------
-    list of Atlas
-        In the order asked for, each once.
-
-    Raises
-    ------
-    ValidationError
-        An id is unknown; the message lists what there is, nearest first.
-    """
-    chosen: dict[str, Atlas] = {}
-    known = sorted({atlas.id for atlas in available})
-    for wanted in ids:
-        matches = [atlas for atlas in available if atlas.id.lower() == wanted.lower()]
-        if not matches:
-            lower = {name.lower(): name for name in known}
-            near = [lower[n] for n in difflib.get_close_matches(wanted.lower(), lower, n=3)]
-            offer = near or known
-            raise ValidationError(
-                f"Atlas {wanted!r} is not known; "
-                + (f"there is {', '.join(offer)}, and " if offer else "")
-                + "--custom-parcellation NAME NIFTI LABELS SPACE takes any other."
-            )
-        inside = [atlas for atlas in matches if same_space(atlas.space, space)] or matches
-        best = min(inside, key=lambda atlas: open_atlas(atlas.image)[1].voxel_volume_ml)
-        chosen.setdefault(best.id, best)
-    return list(chosen.values())
-
-
 def check_atlas(atlas: Atlas) -> None:
     """Check an atlas before a run: image and labels readable and in accord, space plausible.
 
@@ -219,7 +185,7 @@ def check_atlas(atlas: Atlas) -> None:
     atlas_description(atlas)
 
 
-def atlas_description(atlas: Atlas) -> dict[str, str]:
+def atlas_description(atlas: Atlas) -> dict[str, Any]:
     """Describe an atlas for sidecars: name, file, and licence and citation where it has them.
 
     Parameters
@@ -229,20 +195,31 @@ def atlas_description(atlas: Atlas) -> dict[str, str]:
     Returns
     -------
     dict
+        Licence, citation and links are those of the JSON beside its labels; what that lacks is
+        taken from the atlas itself.
 
     Raises
     ------
     ValidationError
         The JSON beside the labels is damaged.
     """
-    described = {"Name": atlas.id, "Image": atlas.image.name, "SpaceName": atlas.space}
+    described: dict[str, Any] = {
+        "Name": atlas.id, "Image": atlas.image.name, "SpaceName": atlas.space
+    }  # fmt: skip
+    content: dict[str, Any] = {}
     sidecar = atlas.labels.with_suffix(".json")
     if sidecar.is_file() and sidecar != atlas.labels:
         try:
             content = json.loads(sidecar.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValidationError(f"{sidecar} is not valid JSON; repair or remove it.") from error
-        for key in ("License", "Citation", "ReferencesAndLinks"):
-            if content.get(key):
-                described[key] = content[key]
+    own = {
+        "License": atlas.license,
+        "Citation": atlas.citation,
+        "ReferencesAndLinks": [atlas.url] if atlas.url else [],
+    }
+    for key, value in own.items():
+        known = (content.get(key) if isinstance(content, dict) else None) or value
+        if known:
+            described[key] = known
     return described

@@ -184,7 +184,9 @@ def _check_volumes(
     ordered = sorted(regions, key=lambda region: region.index)
     kept = set()
     for region, data in zip(ordered, read_volumes(image, name), strict=True):
-        if data.dtype.kind not in "biuf" or not np.isfinite(data).all() or data.min() < 0:
+        kind = data.dtype.kind
+        unusable = kind not in "biuf" or (kind == "f" and not np.isfinite(data).all())
+        if unusable or (kind in "if" and data.min() < 0):
             raise ValidationError(
                 f"{name} has values in the volume of {region.name} that are negative or not "
                 "finite; probabilities are zero or more."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from lacuna_nipype.atlases.labels import RegionName, read_labels
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import atomic_path
-from lacuna_nipype.core.parcels import Parcels, integer_labels, labelled_weights
-from lacuna_nipype.core.resampling import resample_linear, resample_nearest
-from lacuna_nipype.core.spaces import Grid
-from lacuna_nipype.core.transforms import (
-    LinearSampler,
-    PointMap,
-    pull_coordinates,
-    warp_labels,
+from lacuna_nipype.core.parcels import (
+    Parcels,
+    SparseSampler,
+    integer_labels,
+    labelled_weights,
+    nonzero_voxels,
 )
+from lacuna_nipype.core.resampling import resample_nearest
+from lacuna_nipype.core.spaces import Grid
+from lacuna_nipype.core.transforms import PointMap, warp_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,36 +230,49 @@ def _volume_weights(
 ) -> tuple[sp.csr_array, NDArray[np.float64]]:
     """Sparse rows, one per volume, and the sum of each on the atlas's own grid.
 
-    Only one volume is in memory at a time.
+    Only one volume is in memory at a time, as it is stored; of the others what is not zero.
     """
-    coordinates = None if point_map is None else pull_coordinates(grid, out, point_map)
-    rows, before = [], []
-    for data in _probabilities(image, path, n_volumes):
-        before.append(float(data.sum(dtype=np.float64)))
-        if coordinates is not None:
-            flat, _ = LinearSampler.make(data)(coordinates)
-        else:
-            flat = (data if out is grid else resample_linear(data, grid, out)).ravel()
-        voxels = np.flatnonzero(flat)
-        rows.append(
-            sp.csr_array((flat[voxels], voxels, np.array([0, len(voxels)])), shape=(1, flat.size))
-        )
-    return sp.csr_array(sp.vstack(rows, "csr")), np.array(before)
-
-
-def _probabilities(
-    image: nb.Nifti1Image, path: Path, n_volumes: int
-) -> Iterator[NDArray[np.float32]]:
-    """Volumes of a 4D atlas, checked; 0 where a value is not finite."""
+    moved = point_map is not None or not out.same_as(grid)
+    sampler = SparseSampler.make(grid, out, point_map) if moved else None
+    before, places, weights = [], [], []
     for volume in range(n_volumes):
-        data = _read(image, path, volume).astype(np.float32, copy=False)
+        data, voxels, values = _read_probabilities(image, path, volume)
+        before.append(float(values.sum(dtype=np.float64)))
+        if sampler is not None:
+            voxels, values = sampler(data, voxels)
+        places.append(voxels.astype(np.int32))
+        weights.append(values)
+    starts = np.cumsum([0, *map(len, places)])
+    rows = np.concatenate(weights)
+    # One copy at a time.
+    weights.clear()
+    shape = (n_volumes, int(np.prod(out.shape)))
+    return sp.csr_array((rows, np.concatenate(places), starts), shape=shape), np.array(before)
+
+
+def _read_probabilities(
+    image: nb.Nifti1Image, path: Path, volume: int
+) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.float32]]:
+    """Read a volume of a 4D atlas, its voxels that are not zero, and their values.
+
+    Values that are not finite become 0.
+    """
+    data = _read(image, path, volume)
+    if data.dtype.kind not in "biuf":
+        raise ValidationError(
+            f"Atlas image {path} holds {data.dtype} values where probabilities are plain numbers."
+        )
+    voxels, values = nonzero_voxels(data)
+    finite = np.isfinite(values)
+    if not finite.all():
         data = np.where(np.isfinite(data), data, 0)
-        if data.min() < 0:
-            raise ValidationError(
-                f"Atlas image {path} has negative values in volume {volume + 1}; "
-                "probabilities are zero or more."
-            )
-        yield data
+        voxels, values = voxels[finite], values[finite]
+    if len(values) and values.min() < 0:
+        raise ValidationError(
+            f"Atlas image {path} has negative values in volume {volume + 1}; "
+            "probabilities are zero or more."
+        )
+    return data, voxels, values.astype(np.float32)
 
 
 def save_parcels(parcels: Parcels, path: Path) -> Path:
@@ -284,7 +298,7 @@ def save_parcels(parcels: Parcels, path: Path) -> Path:
             stream,
             meta=np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8),
             index=parcels.index,
-            data=parcels.weights.data.astype(np.float32),
+            data=parcels.weights.data.astype(np.float32, copy=False),
             indices=parcels.weights.indices,
             indptr=parcels.weights.indptr,
         )

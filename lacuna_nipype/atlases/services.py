@@ -593,4 +593,5 @@ def _run_atlas(entry: AtlasEntry, source: AtlasSource) -> Atlas:
     return Atlas(
         entry.id, files.image, files.labels, entry.space, entities["atlas"],
         entities.get("seg"), entities.get("scale"),
+        source=entry.source, citation=entry.citation, license=entry.license, url=entry.url,
     )  # fmt: skip

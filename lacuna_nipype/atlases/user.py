@@ -6,17 +6,12 @@ exactly what was checked.
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-import nibabel as nb
-import numpy as np
 
 from lacuna_nipype.atlases.cache import (
     METADATA_ENDING,
@@ -28,13 +23,13 @@ from lacuna_nipype.atlases.cache import (
     remove_stored,
 )
 from lacuna_nipype.atlases.catalogue import custom_atlas
-from lacuna_nipype.atlases.checking import CheckedAtlas, check_parcellation, read_whole_labels
+from lacuna_nipype.atlases.checking import check_parcellation
+from lacuna_nipype.atlases.copies import copy_atlas_image
 from lacuna_nipype.atlases.entries import AtlasEntry, AtlasFiles, AtlasNotFound, IntegrityError
 from lacuna_nipype.atlases.matching import nearest_names
 from lacuna_nipype.atlases.region_tables import keep_regions, read_table, write_regions
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import get_data_dir
-from lacuna_nipype.core.images import save_image
 from lacuna_nipype.core.spaces import canonical_space
 
 logger = logging.getLogger("lacuna_nipype")
@@ -155,7 +150,7 @@ def register_atlas(
     with locked(user_folder() / ".register.lock"):
         replaced = _find_replaced(name, entity, space, request, overwrite)
         with cached(folder, stem, request, _VERSION, refresh=True) as slot:
-            _write_image(image, checked, slot.image)
+            copy_atlas_image(image, slot.image)
             write_regions(slot.labels, keep_regions(read_table(labels), checked.regions))
             slot.commit(
                 {
@@ -193,25 +188,6 @@ def _find_replaced(
                 "registered already; choose a name that differs in a letter or digit."
             )
     return replaced
-
-
-def _write_image(image: Path, checked: CheckedAtlas, target: Path) -> None:
-    """Copy an image; labels stored as floats become whole numbers."""
-    opened = nb.load(image)
-    if checked.kind == "labelled" and opened.get_data_dtype().kind not in "iu":
-        data = read_whole_labels(opened, f"Atlas image {image}")
-        dtype = np.int16 if data.max() < 2**15 else np.int32
-        save_image(target, data, opened.affine, dtype)
-    elif image.name.endswith(".gz"):
-        shutil.copyfile(image, target)
-    else:
-        # No file name and no time in the archive: the same image gives the same bytes.
-        with (
-            image.open("rb") as source,
-            target.open("wb") as raw,
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as out,
-        ):
-            shutil.copyfileobj(source, out, 1 << 20)
 
 
 def unregister_atlas(name: str) -> list[AtlasEntry]:

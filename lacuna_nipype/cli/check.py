@@ -231,29 +231,42 @@ def _conclude(checks: Sequence[MaskCheck]) -> int:
 
 def _check_output(options: argparse.Namespace) -> int:
     from lacuna_nipype.cli.inputs import gather_inputs
-    from lacuna_nipype.cli.record import command_words, find_missing, read_record, recorded_config
+    from lacuna_nipype.cli.record import (
+        command_words,
+        find_missing,
+        find_missing_atlases,
+        read_record,
+        recorded_config,
+    )
 
     places = (options.bids_dir, options.output_dir)
     record = read_record(options.output_dir)
     config = recorded_config(record, *places, options.run_options)
     inputs = gather_inputs(config)
     gaps = find_missing(options.output_dir, inputs)
+    atlases = find_missing_atlases(options.output_dir, inputs)
     _print("Error", inputs.inspection.refused.values())
     for gap in gaps:
         sys.stdout.write(f"{gap.describe()}\n")
-    if gaps:
-        labels = sorted({gap.lesion.record.subject for gap in gaps})
-        again = command_words({**config.to_dict(), "participant_label": labels})
+    if atlases:
+        files = _count(len(atlases), "file")
+        sys.stdout.write(f"atlases: {files} missing, such as {atlases[0]}\n")
+    if gaps or atlases:
+        # Any run writes the atlases.
+        labels = sorted({gap.lesion.record.subject for gap in gaps}) or config.participant_label
+        again = command_words({**config.to_dict(), "participant_label": list(labels)})
         words = ["lacuna-nipype", *map(str, places), "participant", *again]
         sys.stdout.write(f"To make what is missing:\n  {shlex.join(words)}\n")
-    return _conclude_output(inputs.inspection, len(gaps), record.run)
+    return _conclude_output(inputs.inspection, len(gaps), len(atlases), record.run)
 
 
-def _conclude_output(inspection: Inspection, n_gaps: int, run: str) -> int:
+def _conclude_output(inspection: Inspection, n_gaps: int, n_atlas_files: int, run: str) -> int:
     lesions = _count(len(inspection.lesions), "lesion")
     problems = []
     if n_gaps:
         problems.append(f"{n_gaps} of {lesions} lack results of the run {run}")
+    if n_atlas_files:
+        problems.append(f"its atlases lack {_count(n_atlas_files, 'file')}")
     if inspection.refused:
         problems.append(f"{_count(len(inspection.refused), 'mask')} cannot be used (see above)")
     if problems:

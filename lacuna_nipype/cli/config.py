@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lacuna_nipype.cli.group_options import GroupOptions
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Arguments of a participant run after parsing; fields are named like the flags.
+    """Arguments of a run after parsing; fields are named like the flags.
 
     Parameters
     ----------
@@ -48,12 +50,20 @@ class RunConfig:
     return_input_space : bool
     output_resolution : float or None
     plugin : str
+    plugin_args : dict
+        The user's own; plain values.
     nprocs, omp_nthreads : int
     memory_gb : float
     overwrite : bool
         Do again what an earlier run completed.
     stop_on_first_crash, dry_run : bool
+    reports : bool
+        Write a page of every participant.
+    reports_only : bool
+        Only that, from what the output folder holds.
     verbose : int
+    group_level : GroupOptions or None
+        None at the participant level.
     """
 
     bids_dir: Path
@@ -98,16 +108,18 @@ class RunConfig:
     return_input_space: bool = True
     output_resolution: float | None = None
     plugin: str = "MultiProc"
+    plugin_args: dict[str, Any] = field(default_factory=dict)
     overwrite: bool = False
     stop_on_first_crash: bool = False
     dry_run: bool = False
+    reports: bool = True
+    reports_only: bool = False
     verbose: int = 0
+    group_level: GroupOptions | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)
-        }
+        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
 
 
 def _plain(value: Any) -> Any:
@@ -115,4 +127,6 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, GroupOptions):
+        return {name: _plain(item) for name, item in vars(value).items()}
     return value

@@ -98,7 +98,11 @@ def match_matrix(path: Path, atlases: Sequence[Atlas]) -> MatchedMatrix:
     """
     matrix = read_matrix(path)
     names = [load_parcels(atlas.image, atlas.labels).names for atlas in atlases]
-    place = next((i for i, own in enumerate(names) if matrix.same_parcels(own)), 0)
+    fitting = [i for i, own in enumerate(names) if matrix.same_parcels(own)] or [0]
+    # Of several atlases with the same names of regions, the one that the matrix is of.
+    described = matrix.sidecar.get("Atlas")
+    made_of = described.get("Name") if isinstance(described, dict) else None
+    place = next((i for i in fitting if atlases[i].id == made_of), fitting[0])
     # Refuses a matrix of r, and lists the differences where no atlas fits.
     matrix.z_for(names[place], f"atlas {atlases[place].id}")
     return MatchedMatrix(path, place, dict(matrix.sidecar.get("Connectome", {})))
@@ -151,6 +155,13 @@ class RunInputs:
             for space in sorted(wanted)
             if not same_space(atlas.space, space)
         }
+
+    @property
+    def used_atlases(self) -> tuple[Atlas, ...]:
+        """Atlases that results are made with: the matrix's alone where nothing else needs one."""
+        if set(self.analyses) == {"afnm"} and self.matrix is not None:
+            return (self.atlases[self.matrix.atlas],)
+        return self.atlases
 
     @property
     def fnm_maps(self) -> list[str]:
@@ -289,6 +300,7 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         if record.space and not is_native_space(record.space)
     ]
     atlases = _find_atlases(config, spaces[0] if spaces else config.mask_space)
+    _check_atlas_routes([made.space for made in (functional, tractogram) if made], atlases)
     if tractogram is not None:
         structural = plan_structural(config, tractogram, atlases, len(collection.records))
         notices += structural.notices
@@ -319,7 +331,7 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         MapOptions(config.p_map, config.fdr_alpha, config.t_threshold),
         matrix,
         verify_files,
-        _check_atlas_routes(_spaces(config, functional, structural), atlases),
+        _spaces(config, functional, structural),
     )  # fmt: skip
 
 
@@ -358,10 +370,10 @@ def _spaces(
     return Spaces(made, config.return_input_space, config.output_resolution)
 
 
-def _check_atlas_routes(spaces: Spaces, atlases: Sequence[Atlas]) -> Spaces:
+def _check_atlas_routes(spaces: Sequence[str], atlases: Sequence[Atlas]) -> None:
     """Refuse atlases that cannot be brought to the connectomes' spaces."""
     for atlas in atlases:
-        for target, _ in spaces.analyses.values():
+        for target in spaces:
             if not same_space(atlas.space, target):
                 reason = why_unreachable(atlas.space, target)
                 if reason is not None:
@@ -369,7 +381,6 @@ def _check_atlas_routes(spaces: Spaces, atlases: Sequence[Atlas]) -> Spaces:
                         f"Atlas {atlas.id} is in {atlas.space} but a connectome is in {target}; "
                         f"{reason}"
                     )
-    return spaces
 
 
 def _metadata(

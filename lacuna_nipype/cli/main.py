@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 # Each is a module beside this one; only the one that was asked for is imported.
-COMMANDS = ("bidsify", "check", "connectome", "fetch", "tutorial")
+COMMANDS = ("atlas", "bidsify", "check", "collect", "connectome", "fetch", "tutorial")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,8 +23,8 @@ def main(argv: Sequence[str]) -> int:
     Returns
     -------
     int
-        Exit code: 0 all done, 1 some participant or step failed, 2 usage, 70 the graph could
-        not be built, 127 an external program is missing.
+        Exit code: 0 all done, 1 some participant or step failed, 2 usage, 3 parts of a bundle
+        were left out, 70 the graph could not be built, 127 an external program is missing.
     """
     # Nipype would otherwise ask a server for its newest version.
     os.environ.setdefault("NIPYPE_NO_ET", "1")
@@ -37,6 +37,10 @@ def main(argv: Sequence[str]) -> int:
         config = parse_config(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
+    if config.group_level is not None:
+        from lacuna_nipype.cli.group import run_group_level
+
+        return run_group_level(config, argv)
     from lacuna_nipype.cli.participant import run_participant_level
 
     return run_participant_level(config, argv)

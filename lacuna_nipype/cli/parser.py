@@ -1,4 +1,4 @@
-"""Arguments of ``lacuna-nipype BIDS_DIR OUT_DIR participant``."""
+"""Arguments of ``lacuna-nipype BIDS_DIR OUT_DIR {participant,group}``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import NoReturn
 
 from lacuna_nipype import __version__
 from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.cli.group_options import (
+    add_group_options,
+    find_group_problem,
+    take_group_options,
+)
+from lacuna_nipype.cli.plugins import json_object, merge_plugin, plugin_file, plugin_name
 from lacuna_nipype.cli.registered import connectome_location
 
 ANALYSES = ("rd", "fnm", "snm", "afnm")
+LESION = "lesion"  # the masks themselves, at the group level
 AFNM_WEIGHTINGS = ("fractional", "binary", "voxel_count")
-PLUGINS = ("Linear", "MultiProc")
 
 DESCRIPTION = """\
 Lesion network mapping: which regions a lesion hits (rd), which functional network
@@ -26,6 +32,7 @@ other commands:
   lacuna-nipype tutorial DIR    write a demonstration dataset and the command to run on it
   lacuna-nipype bidsify IN OUT --space SPACE
                                 make a BIDS dataset of a folder of masks
+  lacuna-nipype collect DERIV   put the parcel tables of all participants side by side
   lacuna-nipype check input BIDS_DIR
                                 list what is in the masks, and what is wrong with them
   lacuna-nipype check output BIDS_DIR OUT_DIR
@@ -134,13 +141,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("output_dir", type=_absolute, help="folder for the derivatives")
     parser.add_argument(
-        "analysis_level", choices=["participant"], help="each participant on its own"
-    )
+        "analysis_level", choices=["participant", "group"],
+        help="each participant on its own, or the results of all together",
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"lacuna-nipype {__version__}")
     _add_mask_options(parser.add_argument_group("Options for choosing masks"))
     _add_analysis_options(parser.add_argument_group("Options for analyses"))
     _add_functional_options(parser.add_argument_group("Options for functional network maps"))
     _add_structural_options(parser.add_argument_group("Options for structural disconnection"))
+    add_group_options(parser.add_argument_group("Options for the group level"))
     _add_run_options(parser.add_argument_group("Options for running"))
     return parser
 
@@ -187,8 +196,10 @@ def _add_mask_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_analysis_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--analysis", nargs="+", choices=ANALYSES, default=[], metavar="{rd,fnm,snm,afnm}",
-        help="what to compute (default: every analysis whose inputs are given)",
+        "--analysis", nargs="+", choices=(*ANALYSES, LESION), default=[],
+        metavar="{rd,fnm,snm,afnm}",
+        help="what to compute (default: every analysis whose inputs are given); at the group "
+        "level what to put together, lesion for the masks (default: all results)",
     )  # fmt: skip
     group.add_argument(
         "--functional-connectome", type=connectome_location, metavar="NAME|PATH",
@@ -303,9 +314,18 @@ def _add_structural_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_run_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--plugin", choices=PLUGINS, default="MultiProc",
-        help="how nipype runs the steps: one after another, or several at once "
-        "(default: MultiProc)",
+        "--plugin", type=plugin_name, default="MultiProc", metavar="{Linear,MultiProc,SLURM}",
+        help="how nipype runs the steps: one after another, several at once, or as jobs of a "
+        "cluster; other plugins of nipype may do (default: MultiProc)",
+    )  # fmt: skip
+    group.add_argument(
+        "--plugin-args", type=json_object, default={}, metavar="JSON",
+        help='arguments of the plugin, such as \'{"sbatch_args": "--account=lab", "template": '
+        '"modules.sh", "max_jobs": 50}\'',
+    )  # fmt: skip
+    group.add_argument(
+        "--use-plugin", type=plugin_file, metavar="FILE",
+        help="YAML with plugin and plugin_args, in place of the two flags",
     )  # fmt: skip
     group.add_argument(
         "--nprocs", "--nthreads", "--n-cpus", type=_positive, metavar="N",
@@ -334,6 +354,15 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         "--stop-on-first-crash", action="store_true", help="end the run at the first failing step"
     )
     group.add_argument(
+        "--reports-only", action="store_true",
+        help="write the pages of the participants (sub-*.html) again, from the results in the "
+        "output folder, and run nothing",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-reports", action="store_false", dest="reports",
+        help="write no pages; --reports-only makes them later",
+    )  # fmt: skip
+    group.add_argument(
         "-v", "--verbose", action="count", default=0, help="more log on the terminal; -vv for all"
     )
 
@@ -357,7 +386,7 @@ def parse_config(argv: Sequence[str]) -> RunConfig:
     """
     parser = build_parser()
     options = vars(parser.parse_args(argv))
-    problem = _find_problem(options)
+    problem = merge_plugin(options) or _find_problem(options)
     if problem:
         parser.error(problem)
     _fill_resources(options)
@@ -371,15 +400,23 @@ def parse_config(argv: Sequence[str]) -> RunConfig:
     )  # fmt: skip
     for key in lists:
         options[key] = tuple(dict.fromkeys(options[key]))
-    return RunConfig(custom_parcellation=tuple(custom), **options)
+    group_level = take_group_options(options)
+    return RunConfig(custom_parcellation=tuple(custom), group_level=group_level, **options)
 
 
 def _fill_resources(options: dict) -> None:
     from lacuna_nipype.execution.resources import available_memory_gb, available_processors
 
-    options["nprocs"] = options["nprocs"] or available_processors()
+    asked = options["plugin_args"]
+    options["nprocs"] = options["nprocs"] or asked.get("n_procs") or available_processors()
     options["omp_nthreads"] = options["omp_nthreads"] or 0
-    options["memory_gb"] = options["memory_gb"] or max(0.5, round(available_memory_gb(), 3))
+    options["memory_gb"] = (
+        options["memory_gb"] or asked.get("memory_gb") or max(0.5, round(available_memory_gb(), 3))
+    )
+    # Flags win: the plugin gets what they say.
+    options["plugin_args"] = {
+        name: value for name, value in asked.items() if name not in ("n_procs", "memory_gb")
+    }
 
 
 def _find_problem(options: dict) -> str | None:
@@ -401,9 +438,16 @@ def _find_problem(options: dict) -> str | None:
         )
     if home and work_dir.is_relative_to(home):
         return f"the work folder {work_dir} lies inside the BIDS folder; set another with -w"
+    if options["reports_only"]:
+        return None if options["reports"] else "--reports-only contradicts --no-reports"
     if work_dir == output_dir or output_dir.is_relative_to(work_dir):
         return f"the work folder {work_dir} holds the output folder; set another with -w"
+    problem = find_group_problem(options)
+    if problem or options["analysis_level"] == "group":
+        return problem
     asked = options["analysis"]
+    if LESION in asked:
+        return f"--analysis {LESION} is for the group level"
     atlases = options["parcel_atlases"] or options["custom_parcellation"]
     needs = {
         "rd": (atlases, "--parcel-atlases or --custom-parcellation"),

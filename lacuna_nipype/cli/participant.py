@@ -22,6 +22,7 @@ from lacuna_nipype.core.exceptions import DependencyError, LacunaError
 if TYPE_CHECKING:
     from lacuna_nipype.cli.inputs import RunInputs
     from lacuna_nipype.cli.recovery import Recovery
+    from lacuna_nipype.cli.reports import Reporter
     from lacuna_nipype.execution.runner import RunOutcome
     from lacuna_nipype.io.lesions import Lesion
 
@@ -47,12 +48,17 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
     """
     from lacuna_nipype.cli.inputs import gather_inputs
     from lacuna_nipype.cli.recovery import begin, plan_recovery
+    from lacuna_nipype.cli.reports import Reporter, rebuild_reports
+    from lacuna_nipype.execution.runner import require_plugin
 
+    if config.reports_only:
+        return rebuild_reports(config)
     started = datetime.now(timezone.utc)
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     log_dir = config.output_dir / "logs" / run_id
     with ExitStack() as held:
         try:
+            require_plugin(config.plugin, config.plugin_args)
             inputs = gather_inputs(config)
             config = replace(config, omp_nthreads=_threads(config, inputs))
             _show_inputs(inputs)
@@ -63,21 +69,23 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
             recovery = plan_recovery(config, inputs)
             if recovery.inputs.inspection.lesions and not config.dry_run:
                 begin(config, recovery)
+            reporter = Reporter(config, inputs, run_id, started)
+            reporter.begin()
         except DependencyError as error:
             return _end(MISSING_PROGRAM, str(error))
         except LacunaError as error:
             return _end(USAGE, str(error))
         except OSError as error:
-            where = error.filename or config.output_dir
-            return _end(USAGE, f"{where}: {error.strerror or error}.")
+            return _end(USAGE, _describe_os_error(error, config.output_dir))
         if not inputs.inspection.lesions:
+            reporter.end()
             return _end_without_lesions(inputs)
         if recovery.up_to_date:
             done = _count(len(recovery.up_to_date), "lesion")
             _say(f"{done} of an earlier run up to date (--overwrite does them again).")
         if not recovery.inputs.inspection.lesions:
-            return _end_up_to_date(config, inputs)
-        return _build_and_run(config, recovery, links, log_dir, run_id, started, argv)
+            return _end_up_to_date(config, inputs, reporter.end())
+        return _build_and_run(config, recovery, links, log_dir, run_id, started, argv, reporter)
 
 
 @contextmanager
@@ -108,16 +116,20 @@ def _build_and_run(
     run_id: str,
     started: datetime,
     argv: Sequence[str],
+    reporter: Reporter,
 ) -> int:
     from lacuna_nipype.cli.recovery import end
     from lacuna_nipype.execution.runner import configure_nipype, expanded_nodes, run_graph
 
     if not config.dry_run:
-        configure_nipype(
-            log_dir=log_dir,
-            stop_on_first_crash=config.stop_on_first_crash,
-            verbose=config.verbose,
-        )
+        try:
+            configure_nipype(
+                log_dir=log_dir,
+                stop_on_first_crash=config.stop_on_first_crash,
+                verbose=config.verbose,
+            )
+        except OSError as error:
+            return _end(USAGE, _describe_os_error(error, log_dir))
     inputs = recovery.inputs
     try:
         workflow = build_workflow(config, inputs, links)
@@ -135,10 +147,28 @@ def _build_and_run(
         nprocs=config.nprocs,
         memory_gb=config.memory_gb,
         crash_dir=log_dir,
+        plugin_args=config.plugin_args,
     )
-    _record(config, inputs, outcome, links, run_id, started, argv)
-    end(config, recovery, outcome)
-    return _report(config, inputs, outcome, log_dir)
+    problems: list[str] = []
+    with _noting(problems, config.output_dir):
+        _record(config, inputs, outcome, links, run_id, started, argv)
+        end(config, recovery, outcome)
+    return _report(config, inputs, outcome, log_dir, reporter, problems)
+
+
+@contextmanager
+def _noting(problems: list[str], folder: Path) -> Iterator[None]:
+    """Note that records cannot be written, as on a full disk: the end of a run is told anyway."""
+    try:
+        yield
+    except OSError as error:
+        problems.append(_describe_os_error(error, folder))
+
+
+def _describe_os_error(error: OSError, folder: Path) -> str:
+    """Say which file, or else which folder, and why."""
+    # Of a copy, the second is the one that was written.
+    return f"{error.filename2 or error.filename or folder}: {error.strerror or error}."
 
 
 def _threads(config: RunConfig, inputs: RunInputs) -> int:
@@ -159,6 +189,7 @@ def _dataset_links(config: RunConfig, inputs: RunInputs) -> dict[str, Path]:
 def _prepare_output(
     config: RunConfig, inputs: RunInputs, log_dir: Path, links: dict[str, Path]
 ) -> None:
+    from lacuna_nipype.cli.atlas_outputs import write_atlases
     from lacuna_nipype.core.files import write_json
     from lacuna_nipype.io.derivatives import (
         dataset_lock,
@@ -172,6 +203,8 @@ def _prepare_output(
     refuse_foreign_dataset(config.output_dir)
     with dataset_lock(config.output_dir):
         remarks = prepare_dataset(config.output_dir, links)
+        if inputs.inspection.lesions:
+            remarks += write_atlases(config.output_dir, inputs.used_atlases, links)
     log_dir.mkdir(parents=True)
     write_json(log_dir / "config.json", config.to_dict())
     subjects = {lesion.record.subject for lesion in inputs.inspection.lesions}
@@ -283,7 +316,8 @@ def _pass_memory(config: RunConfig, inputs: RunInputs) -> float:
     threads = config.omp_nthreads
     largest = max(inputs.functional.files, key=lambda file: pass_memory_gb(file, 1, threads))
     at_once = min(config.nprocs // config.omp_nthreads, len(inputs.functional.files))
-    share = config.memory_gb / max(1, at_once if config.plugin != "Linear" else 1)
+    # Jobs of a cluster have their own memory, each.
+    share = config.memory_gb / max(1, at_once if config.plugin == "MultiProc" else 1)
     need = pass_memory_gb(largest, len(inputs.inspection.lesions), threads)
     return round(max(min(need, share), pass_memory_gb(largest, 1, threads)), 3)
 
@@ -364,9 +398,10 @@ def _show_plan(nodes: list[Any], config: RunConfig, inputs: RunInputs) -> int:
         pieces = f" x {node.num_subnodes()}" if _is_plain_mapnode(node) else ""
         _say(f"  {node.fullname.split('.', 1)[1]}{pieces}")
     _say("Outputs:")
+    from lacuna_nipype.cli.atlas_outputs import planned_atlases
     from lacuna_nipype.cli.plan import planned_outputs
 
-    outputs = planned_outputs(inputs)
+    outputs = [*planned_atlases(inputs.used_atlases), *planned_outputs(inputs)]
     for path in outputs:
         _say(f"  {config.output_dir / path}")
     return _end(OK, f"Dry run: {len(nodes)} steps, {len(outputs)} files; nothing was run.")
@@ -402,19 +437,30 @@ def _record(
             append_run(config.output_dir / path, record)
 
 
-def _report(config: RunConfig, inputs: RunInputs, outcome: RunOutcome, log_dir: Path) -> int:
+def _report(
+    config: RunConfig,
+    inputs: RunInputs,
+    outcome: RunOutcome,
+    log_dir: Path,
+    reporter: Reporter,
+    problems: list[str],
+) -> int:
+    from lacuna_nipype.cli.atlas_outputs import planned_atlases
+    from lacuna_nipype.cli.failures import failure_table
     from lacuna_nipype.cli.plan import planned_outputs
 
     cached = sum(record.status == "cached" for record in outcome.nodes.values())
     ran = sum(record.status == "done" for record in outcome.nodes.values())
     _say(f"{ran} steps ran, {cached} were up to date, {len(outcome.failures)} failed.")
-    for failure in outcome.failures:
-        step = failure.node.split(".", 1)[-1]
-        _say(f"Error: step {step} failed: {failure.reason} (details: {failure.crash_file})")
-    missing = [
-        path for path in planned_outputs(inputs) if not (config.output_dir / path).is_file()
-    ]
+    for line in failure_table(outcome.failures, inputs.inspection.lesions):
+        _say(line)
+    with _noting(problems, log_dir):
+        problems += reporter.end(outcome)
+    planned = [*planned_atlases(inputs.used_atlases), *planned_outputs(inputs)]
+    missing = [path for path in planned if not (config.output_dir / path).is_file()]
     if outcome.error or outcome.failures:
+        for problem in problems:
+            _say(f"Warning: {problem}")
         reason = outcome.error or outcome.failures[0].reason
         return _end(
             SOME_FAILED,
@@ -426,11 +472,17 @@ def _report(config: RunConfig, inputs: RunInputs, outcome: RunOutcome, log_dir: 
             SOME_FAILED,
             f"Outputs missing: {len(missing)}, such as {missing[0]}; log: {log_dir}",
         )
-    return _end_up_to_date(config, inputs)
+    return _end_up_to_date(config, inputs, problems)
 
 
-def _end_up_to_date(config: RunConfig, inputs: RunInputs) -> int:
+def _end_up_to_date(config: RunConfig, inputs: RunInputs, problems: Sequence[str]) -> int:
     """End a run all of whose results are there, but for masks that were refused."""
+    if problems:
+        return _end(
+            SOME_FAILED,
+            f"All results are there, but records or reports are incomplete ({len(problems)}); "
+            f"the first: {problems[0]}",
+        )
     refused = inputs.inspection.refused
     if refused:
         keys = ", ".join(list(refused)[:5]) + (", ..." if len(refused) > 5 else "")

@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     # Heavy imports wait until the arguments are right.
+    from lacuna_nipype.atlases.entries import AtlasNotFound
     from lacuna_nipype.core.exceptions import LacunaError, ValidationError
 
     logging.basicConfig(format="%(message)s")
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         run(options)
     except (LacunaError, OSError) as error:
         sys.stderr.write(f"lacuna-nipype: {error}\n")
-        return USAGE_ERROR if isinstance(error, ValidationError) else FAILED
+        return USAGE_ERROR if isinstance(error, (ValidationError, AtlasNotFound)) else FAILED
     return 0
 
 
@@ -74,11 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--parcel-atlases", nargs="+", default=[], metavar="ATLAS",
-        help="ids of atlases that a derivatives dataset carries (tpl-* folders)",
+        help="ids of atlases: registered ones, those that a dataset carries (tpl-* folders), or "
+        "TemplateFlow's, such as schaefer2018parcels100networks7; see 'atlas list'",
     )  # fmt: skip
     parser.add_argument(
-        "-d", "--derivatives", nargs="+", type=_named_path, default=[], metavar="[NAME=]PATH",
-        help="datasets to look for atlases in",
+        "-d", "--datasets", "--derivatives", nargs="+", action="extend", type=_named_path,
+        default=[], metavar="[NAME=]PATH", help="BIDS datasets of atlases, with tpl-* folders",
     )  # fmt: skip
     parser.add_argument(
         "--functional-space", metavar="SPACE",
@@ -111,10 +113,6 @@ def run(options: argparse.Namespace) -> None:
     if not options.custom_parcellation and not options.parcel_atlases:
         raise ValidationError(
             "nothing to prepare for: give --custom-parcellation or --parcel-atlases"
-        )
-    if options.parcel_atlases and not options.derivatives:
-        raise ValidationError(
-            "--parcel-atlases needs --derivatives, the dataset that has the atlases"
         )
     sys.stdout.write("".join(_summary(matrix) for matrix in _prepare(options)))
 
@@ -150,7 +148,7 @@ def _atlases(options: argparse.Namespace, space: str) -> list[Atlas]:
         for name, image, labels, own_space in options.custom_parcellation
     ]
     if options.parcel_atlases:
-        roots = [root for _, root in options.derivatives]
+        roots = [root for _, root in options.datasets]
         atlases += find_run_atlases(options.parcel_atlases, space, datasets=roots)
     return atlases
 
@@ -159,17 +157,23 @@ def _parcellation(atlas: Atlas, connectome: FunctionalConnectome) -> Parcellatio
     """Check an atlas and bring it to the connectome's grid."""
     from lacuna_nipype.atlases.catalogue import atlas_description, check_atlas
     from lacuna_nipype.atlases.parcels import load_parcels
+    from lacuna_nipype.cli.routes import find_route, why_unreachable
     from lacuna_nipype.connectomes.prepare import Parcellation
     from lacuna_nipype.core.exceptions import SpatialMismatchError
     from lacuna_nipype.core.spaces import same_space
+    from lacuna_nipype.core.transforms import load_point_map
 
     check_atlas(atlas)
+    point_map = None
     if not same_space(atlas.space, connectome.space):
-        raise SpatialMismatchError(
-            f"Atlas {atlas.id} is in {atlas.space} but the connectome is in {connectome.space}; "
-            "give a version of the atlas in the connectome's space."
-        )
-    parcels = load_parcels(atlas.image, atlas.labels, connectome.grid)
+        reason = why_unreachable(atlas.space, connectome.space)
+        if reason is not None:
+            raise SpatialMismatchError(
+                f"Atlas {atlas.id} is in {atlas.space} but the connectome is in "
+                f"{connectome.space}; {reason}"
+            )
+        point_map = load_point_map(find_route(atlas.space, connectome.space))
+    parcels = load_parcels(atlas.image, atlas.labels, connectome.grid, point_map)
     return Parcellation(atlas.id, parcels, atlas.entities, atlas_description(atlas))
 
 

@@ -78,6 +78,7 @@ def participant_records(
                     "Fingerprint": fingerprint(lesion.record.path),
                     "SpaceName": lesion.space,
                     "SpaceFrom": lesion.record.space_source,
+                    "Transforms": [step.name for step in lesion.normalisation],
                     "Warnings": list(lesion.warnings),
                 }
                 for lesion in lesions

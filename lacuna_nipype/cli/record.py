@@ -9,19 +9,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lacuna_nipype.cli.atlas_outputs import planned_atlases
 from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.inputs import RunInputs
 from lacuna_nipype.cli.parser import _existing, _named_path, build_parser, parse_config
 from lacuna_nipype.cli.plan import planned_outputs
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import read_json
 from lacuna_nipype.io.lesions import Inspection, Lesion
 from lacuna_nipype.io.naming import build_path
 from lacuna_nipype.io.provenance import fingerprint
 
 # What a run may use depends on the machine and the day, and does not change its results.
-_RESOURCES = ("nprocs", "omp_nthreads", "memory_gb", "verbose", "dry_run", "stop_on_first_crash")
+_RESOURCES = (
+    "nprocs",
+    "omp_nthreads",
+    "memory_gb",
+    "verbose",
+    "dry_run",
+    "stop_on_first_crash",
+    "reports",
+    "reports_only",
+)
 # Runs that differ in nothing else are parts of one, such as the jobs of an array.
-_OF_A_PART = (*_RESOURCES, "participant_label", "work_dir", "plugin")
+_OF_A_PART = (*_RESOURCES, "participant_label", "work_dir", "plugin", "plugin_args")
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,7 @@ def read_record(output_dir: Path) -> RunRecord:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ValidationError(f"The record {path} cannot be read: {error}.") from error
     if not isinstance(content, dict):
@@ -147,6 +158,9 @@ def recorded_config(
     """
     flags = {word.partition("=")[0].replace("_", "-") for word in changes if word[:1] == "-"}
     options = dict(record.options)
+    if "--use-plugin" in flags:
+        options.pop("plugin", None)
+        options.pop("plugin_args", None)
     for action in build_parser()._actions:
         if flags.intersection(action.option_strings):
             options.pop(action.dest, None)
@@ -196,6 +210,8 @@ def command_words(options: Mapping[str, Any]) -> list[str]:
         elif isinstance(action, argparse._AppendAction):
             for values in value:
                 words += [flag, *map(str, values)]
+        elif isinstance(value, dict):
+            words += [flag, json.dumps(value)]
         elif action.nargs is not None:
             words += [flag, *("=".join(v) if isinstance(v, list) else str(v) for v in value)]
         else:
@@ -226,6 +242,14 @@ def find_missing(output_dir: Path, inputs: RunInputs) -> list[Gap]:
     return gaps
 
 
+def find_missing_atlases(output_dir: Path, inputs: RunInputs) -> list[str]:
+    """List the files of the run's atlases that are not there, relative to the output folder."""
+    if not inputs.inspection.lesions:
+        return []
+    expected = planned_atlases(inputs.used_atlases)
+    return [path for path in expected if not _is_there(output_dir / path)]
+
+
 def _is_there(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
@@ -241,7 +265,7 @@ def _has_changed(output_dir: Path, lesion: Lesion) -> bool:
     if not path.is_file():
         return False
     try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["Runs"]
+        runs = read_json(path)["Runs"]
         seen = [
             entry["Fingerprint"]
             for run in runs

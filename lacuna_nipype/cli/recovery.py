@@ -18,7 +18,7 @@ from lacuna_nipype import __version__
 from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.inputs import RunInputs
 from lacuna_nipype.cli.plan import planned_outputs
-from lacuna_nipype.core.files import fingerprint, write_json
+from lacuna_nipype.core.files import fingerprint, read_json, write_json
 from lacuna_nipype.execution.runner import RunOutcome
 from lacuna_nipype.io.lesions import Inspection, Lesion
 from lacuna_nipype.workflows.base import lesion_workflow_names
@@ -235,6 +235,6 @@ def _read_last_graph(work_dir: Path) -> dict[str, Signatures]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 from lacuna_nipype.atlases.catalogue import Atlas, atlas_description
 from lacuna_nipype.atlases.nodes import has_hard_labels
+from lacuna_nipype.cli.atlas_outputs import atlas_table_uri
 from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.cli.routes import find_route
 from lacuna_nipype.connectomes.bundles import read_streamline_groups
 from lacuna_nipype.connectomes.streamline_index import (
     find_tractogram,
@@ -21,7 +22,8 @@ from lacuna_nipype.connectomes.tractogram import check_tck, measure_step_size, u
 from lacuna_nipype.connectomes.tractogram_formats import TRACTOGRAM_SUFFIXES, tractogram_suffix
 from lacuna_nipype.connectomes.weights import read_streamline_weights
 from lacuna_nipype.core.exceptions import DependencyError, ValidationError
-from lacuna_nipype.core.spaces import canonical_space, template_grid
+from lacuna_nipype.core.files import read_json
+from lacuna_nipype.core.spaces import canonical_space, same_space, template_grid
 from lacuna_nipype.execution.programs import check_mrtrix
 from lacuna_nipype.io.naming import sanitize_label
 from lacuna_nipype.io.provenance import fingerprint
@@ -139,8 +141,8 @@ def _find_space(path: Path, space: str | None) -> str:
         sidecar = path.with_name(path.name.removesuffix(suffix) + ".json")
         if sidecar.is_file():
             try:
-                space = json.loads(sidecar.read_text(encoding="utf-8")).get("Space")
-            except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+                space = read_json(sidecar).get("Space")
+            except (OSError, ValueError, AttributeError) as error:
                 raise ValidationError(f"{sidecar} is not a valid JSON sidecar.") from error
     if not space:
         raise ValidationError(
@@ -235,6 +237,10 @@ def plan_structural(
                 "entities": atlas.entities,
                 "name": atlas.id,
                 "description": atlas_description(atlas),
+                "node_files": [atlas_table_uri(atlas)],
+                "transforms": []
+                if same_space(atlas.space, tractogram.space)
+                else find_route(atlas.space, tractogram.space),
             }
             for atlas in labelled
         ],

@@ -32,6 +32,7 @@ from lacuna_nipype.connectomes.store import FORMAT_VERSION, StoreSource, write_s
 from lacuna_nipype.core.compression import INTEGER_LIMITS
 from lacuna_nipype.core.denoising import denoise_series
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
+from lacuna_nipype.core.images import open_image, read_voxels
 from lacuna_nipype.core.masks import check_affine
 from lacuna_nipype.core.spaces import Grid, check_declared_space
 
@@ -283,8 +284,8 @@ def read_brain_mask(path: Path) -> tuple[Grid, NDArray[np.int64]]:
     """
     image = _open_image(path)
     try:
-        data = np.asanyarray(image.dataobj)
-    except _UNREADABLE as error:
+        data = read_voxels(image)
+    except OSError as error:
         raise ValidationError(f"{path} is damaged; copy it again.") from error
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
@@ -295,7 +296,7 @@ def read_brain_mask(path: Path) -> tuple[Grid, NDArray[np.int64]]:
         raise ValidationError(
             f"{path} is not binary; give a brain mask of 0 and 1 (threshold it first)."
         )
-    if values[-1] <= 0:
+    if not len(values) or values[-1] <= 0:
         raise ValidationError(f"{path} is empty; give a mask that holds the brain.")
     check_affine(image.affine, str(path))
     return Grid.make(data.shape, image.affine), np.array(np.nonzero(data), dtype=np.int64)
@@ -305,8 +306,8 @@ def _open_image(path: Path) -> Any:
     if not path.is_file():
         raise ValidationError(f"{path} does not exist; check the path.")
     try:
-        image = nb.load(path)
-    except _UNREADABLE as error:
+        image = open_image(path)
+    except OSError as error:
         raise ValidationError(f"{path} cannot be read as an image; copy it again.") from error
     if not isinstance(image, nb.Nifti1Pair):
         raise ValidationError(f"{path} is not a NIfTI image; convert it.")
@@ -393,11 +394,14 @@ def read_series(path: Path, grid: Grid, voxels: NDArray[np.int64]) -> NDArray[np
         The image is damaged.
     """
     image = _open_image(path)
+    check_affine(image.affine, str(path))
+    if len(image.shape) != 4 or not Grid.make(image.shape[:3], image.affine).same_lattice(grid):
+        raise ValidationError(f"{path} is not on the grid of the brain mask; resample it first.")
     to_own = np.linalg.inv(image.affine) @ grid.affine
     own = np.rint(to_own[:3, :3] @ voxels + to_own[:3, 3:]).astype(np.intp)
     try:
-        data = image.get_fdata(dtype=np.float32, caching="unchanged")
-    except (*_UNREADABLE, ValueError) as error:
+        data = read_voxels(image, dtype=np.float32)
+    except OSError as error:
         raise ValidationError(f"{path} is damaged; copy it again.") from error
     return np.ascontiguousarray(data[tuple(own)].T)
 

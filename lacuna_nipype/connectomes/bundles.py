@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,11 +15,17 @@ from numpy.typing import NDArray
 
 from lacuna_nipype.core.disconnectivity import StreamlineGroups
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import atomic_path
+from lacuna_nipype.core.files import atomic_path, open_regular, parse_json
 
 # Rows of a table that are read at a time.
 BLOCK_ROWS = 1 << 20
 NONE = "n/a"
+# What numpy and zipfile raise for archives that are damaged or hold something else.
+_NO_ARCHIVE = (
+    *(OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError),
+    *(OverflowError, MemoryError, NotImplementedError, RuntimeError, SyntaxError),
+    *(zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+)
 
 
 def read_streamline_groups(path: Path, n_streamlines: int) -> StreamlineGroups:
@@ -54,10 +61,14 @@ def read_streamline_groups(path: Path, n_streamlines: int) -> StreamlineGroups:
             )
         return groups
     try:
+        open_regular(path).close()
         return _read_table(path, n_streamlines)
     except FileNotFoundError as error:
         raise ValidationError(f"Streamline groups {path} do not exist; check the path.") from error
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pd.errors.ParserError) as error:
+    except ValidationError:
+        raise
+    # The parser's own errors, and texts that are no UTF-8, are ValueErrors.
+    except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
         raise ValidationError(
             f"Streamline groups {path} are not a readable table (.tsv or .tsv.gz)."
         ) from error
@@ -174,17 +185,33 @@ def save_streamline_groups(groups: StreamlineGroups, path: Path) -> Path:
     return path
 
 
+def _check_groups(groups: StreamlineGroups) -> None:
+    """Refuse numbers that lead beyond the tractogram or the names; ValueError."""
+    for values, end in (
+        (groups.streamline, groups.n_streamlines), (groups.bundle, len(groups.names)),
+    ):  # fmt: skip
+        if values.ndim != 1 or values.dtype.kind not in "iu" or len(values) != len(groups.bundle):
+            raise ValueError(f"an array of {values.shape} and type {values.dtype}")
+        if len(values) and (values.min() < 0 or values.max() >= end):
+            raise ValueError(f"a number that is not below {end}")
+
+
 def _read_archive(path: Path) -> StreamlineGroups:
     try:
+        open_regular(path).close()
         with np.load(path, allow_pickle=False) as archive:
-            meta = json.loads(archive["meta"].tobytes())
-            return StreamlineGroups(
-                tuple(meta["names"]),
+            meta = parse_json(archive["meta"].tobytes().decode("utf-8"))
+            groups = StreamlineGroups(
+                tuple(str(name) for name in meta["names"]),
                 archive["streamline"],
                 archive["bundle"],
-                meta["n_streamlines"],
+                int(meta["n_streamlines"]),
             )
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        _check_groups(groups)
+        return groups
+    except FileNotFoundError as error:
+        raise ValidationError(f"Streamline groups {path} do not exist; check the path.") from error
+    except _NO_ARCHIVE as error:
         raise ValidationError(
             f"{path} is not an archive of streamline groups; prepare it again."
         ) from error

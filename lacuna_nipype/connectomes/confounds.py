@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nibabel as nb
 import numpy as np
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import read_json
+from lacuna_nipype.core.images import open_image
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _WILDCARDS = frozenset("*?[")
+# Nobody waits longer for a volume; also keeps infinity out.
+_MOST_SECONDS = 1e6
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 
@@ -129,6 +131,15 @@ def _read_table(path: Path, n_rows: int | None = None) -> pd.DataFrame:
         raise ValidationError(f"{path} is not a table with tabs; write it again.") from error
 
 
+def _checked_seconds(told: Any, sidecar: Path) -> float:
+    number = isinstance(told, (int, float)) and not isinstance(told, bool)
+    if not number or not 0 < told < _MOST_SECONDS:
+        raise ValidationError(
+            f"{sidecar} has the RepetitionTime {told!r}, which is no number of seconds."
+        )
+    return float(told)
+
+
 def read_repetition_time(image: str | os.PathLike[str]) -> float:
     """Find the time between the volumes of an image.
 
@@ -152,14 +163,21 @@ def read_repetition_time(image: str | os.PathLike[str]) -> float:
     sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
     if sidecar.is_file():
         try:
-            content: Any = json.loads(sidecar.read_text(encoding="utf-8"))
-        except ValueError as error:
+            content: Any = read_json(sidecar)
+        except (OSError, ValueError) as error:
             raise ValidationError(f"{sidecar} is not valid JSON; repair or remove it.") from error
-        told = content.get("RepetitionTime") if isinstance(content, dict) else None
-        if isinstance(told, (int, float)) and told > 0:
-            return float(told)
-    header = nb.load(path).header
-    seconds = float(header.get_zooms()[3]) * _SECONDS.get(header.get_xyzt_units()[1], 0.0)
+        if not isinstance(content, dict):
+            raise ValidationError(f"{sidecar} must hold a JSON object; repair or remove it.")
+        told = content.get("RepetitionTime")
+        if told is not None:
+            return _checked_seconds(told, sidecar)
+    try:
+        header = open_image(path).header
+        seconds = float(header.get_zooms()[3]) * _SECONDS.get(header.get_xyzt_units()[1], 0.0)
+    except (OSError, AttributeError, IndexError, KeyError) as error:
+        raise ValidationError(
+            f"{path} cannot be read as an image in four dimensions; copy it again."
+        ) from error
     if not 0 < seconds < float("inf"):
         raise ValidationError(
             f"Neither the header of {path} nor a JSON file beside it tells the repetition time; "

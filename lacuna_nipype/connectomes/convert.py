@@ -26,7 +26,7 @@ from lacuna_nipype.connectomes.ingest import (
     subject_digest,
 )
 from lacuna_nipype.connectomes.series_file import write_series_file
-from lacuna_nipype.connectomes.store import FORMAT_VERSION, StoreSource, write_store
+from lacuna_nipype.connectomes.store import FORMAT_VERSION, StoreSource, read_order, write_store
 from lacuna_nipype.core.compression import INTEGER_LIMITS, restore_series
 from lacuna_nipype.core.exceptions import ValidationError
 
@@ -91,7 +91,7 @@ class _ToLacuna(_Conversion):
 
         with h5py.File(file.path, "r", locking=False) as handle:
             voxels = np.empty_like(file.voxels)
-            voxels[:, handle["order"][()]] = file.voxels
+            voxels[:, read_order(handle, file)] = file.voxels
         kind = file.precision.kind if file.precision else ""
         write_series_file(
             path, self.source(voxels, n_timepoints), subjects(), file.n_subjects,
@@ -120,7 +120,7 @@ def iter_restored(file: ConnectomeFile, n_timepoints: int) -> Iterator[NDArray[n
     array, shape (n_timepoints, n_voxels), float32
     """
     with h5py.File(file.path, "r", locking=False) as handle:
-        order = handle["order"][()]
+        order = read_order(handle, file)
         for subject in range(file.n_subjects):
             integers = handle["coefficients"][:, subject].transpose(1, 0, 2)
             integers = integers.reshape(integers.shape[0], -1)[:, : len(order)]

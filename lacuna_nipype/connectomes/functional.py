@@ -8,7 +8,7 @@ function that reads them, read-only and without a lock, and never handed on.
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -18,12 +18,22 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from lacuna_nipype.connectomes.hdf5 import (
+    DAMAGE,
+    get_dataset,
+    is_there,
+    read_numbers,
+    text_of,
+)
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
+from lacuna_nipype.core.files import open_regular, read_json
 from lacuna_nipype.core.masks import check_affine
 from lacuna_nipype.core.spaces import Grid, canonical_space, check_declared_space
 
 SUFFIXES = (".h5", ".hdf5")
 MINIMUM_TIMEPOINTS = 10
+# A tenth of a millimetre over a whole head.
+MOST_GRID_VOXELS = 2**33
 # Value of the attribute ``format`` by which files of our own store are told apart.
 STORE_FORMAT = "lacuna-nipype connectome"
 
@@ -154,15 +164,20 @@ class FunctionalConnectome:
         return mask
 
 
-def _voxel_indices(
-    raw: NDArray[np.integer], shape: tuple[int, ...], name: str
-) -> NDArray[np.int64]:
+def _voxel_indices(dataset: h5py.Dataset, shape: tuple[int, ...], name: str) -> NDArray[np.int64]:
     """Bring ``mask_indices`` to (3, V); with V = 3 the mask's shape decides."""
-    if raw.ndim != 2 or 3 not in raw.shape or raw.size == 0 or raw.dtype.kind not in "iu":
+    most = 3 * math.prod(shape)
+    if (
+        dataset.ndim != 2
+        or 3 not in dataset.shape
+        or not 0 < dataset.size <= most
+        or dataset.dtype.kind not in "iu"
+    ):
         raise ValidationError(
-            f"{name} has mask_indices of shape {raw.shape} and type {raw.dtype} where integers "
-            "of shape (3, voxels) are expected; rebuild the connectome file."
+            f"{name} has mask_indices of shape {dataset.shape} and type {dataset.dtype} where "
+            "integers of shape (3, voxels) are expected; rebuild the connectome file."
         )
+    raw = dataset[()]
     layouts = [raw] if raw.shape[0] == 3 else []
     if raw.shape[1] == 3:
         layouts.append(raw.T)
@@ -189,12 +204,17 @@ def _read_datasets(handle: h5py.File, name: str) -> tuple[h5py.Dataset, Grid, ND
             "Lacuna's HDF5 layout."
         )
     shape = tuple(int(n) for n in np.asarray(handle.attrs["mask_shape"]).ravel())
-    affine = np.asarray(handle["mask_affine"][()], dtype=np.float64)
     if len(shape) != 3:
         raise ValidationError(f"{name} has a mask_shape of {len(shape)} numbers, not three.")
+    if min(shape) < 1 or math.prod(shape) > MOST_GRID_VOXELS:
+        raise ValidationError(
+            f"{name} has a mask_shape of {'x'.join(map(str, shape))}, which no brain image has; "
+            "rebuild the connectome file."
+        )
+    affine = read_numbers(handle, "mask_affine", (4, 4)).astype(np.float64)
     check_affine(affine, name)
-    series = handle["timeseries"]
-    voxels = _voxel_indices(handle["mask_indices"][()], shape, name)
+    series = get_dataset(handle, "timeseries")
+    voxels = _voxel_indices(get_dataset(handle, "mask_indices"), shape, name)
     if series.ndim != 3 or series.dtype.kind != "f":
         raise ValidationError(
             f"{name} has timeseries of shape {series.shape} and type {series.dtype}; "
@@ -204,6 +224,11 @@ def _read_datasets(handle: h5py.File, name: str) -> tuple[h5py.Dataset, Grid, ND
         raise ValidationError(
             f"{name} has series of {series.shape[2]} voxels but {voxels.shape[1]} mask_indices; "
             "rebuild the connectome file."
+        )
+    if not is_there(series):
+        raise ValidationError(
+            f"{name} holds less than its timeseries claim to be (its writing was interrupted, or "
+            "it is damaged); copy or build it again."
         )
     return series, Grid.make(shape, affine), voxels
 
@@ -228,6 +253,7 @@ def read_connectome_file(path: Path) -> ConnectomeFile:
     """
     name = str(path)
     try:
+        open_regular(path).close()
         with h5py.File(path, "r", locking=False) as handle:
             if handle.attrs.get("format") == STORE_FORMAT:
                 from lacuna_nipype.connectomes.store import read_store_header
@@ -238,9 +264,12 @@ def read_connectome_file(path: Path) -> ConnectomeFile:
             chunks = series.chunks
             item_bytes = series.dtype.itemsize
             declared = handle.attrs.get("space")
+            text = "" if declared is None else text_of(declared)
             unique = np.unique(np.ravel_multi_index(tuple(voxels), grid.shape)).size
-    except OSError as error:
-        if not path.is_file():
+    except ValidationError:
+        raise
+    except DAMAGE as error:
+        if not path.exists():
             raise ValidationError(f"{name} does not exist; check the connectome path.") from error
         raise ValidationError(
             f"{name} cannot be read as HDF5 ({_hdf5_reason(error)}); copy or build it again."
@@ -252,10 +281,7 @@ def read_connectome_file(path: Path) -> ConnectomeFile:
         )
     if unique != voxels.shape[1]:
         raise ValidationError(f"{name} lists some mask_indices twice; rebuild the file.")
-    space = None
-    if declared is not None:
-        text = declared.decode() if isinstance(declared, bytes) else str(declared)
-        space = _named_space(text, path) if text.strip() else None
+    space = _named_space(text, path) if text.strip() else None
     return ConnectomeFile(
         path,
         n_subjects,
@@ -276,7 +302,7 @@ def _named_space(text: str, path: Path) -> str:
         raise ValidationError(f"{path}: {error}") from error
 
 
-def _hdf5_reason(error: OSError) -> str:
+def _hdf5_reason(error: BaseException) -> str:
     text = str(error).lower()
     if "truncated" in text:
         return "the file is truncated"
@@ -325,8 +351,8 @@ def _sidecar_space(location: Path) -> str | None:
         if not path.is_file():
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            content = read_json(path)
+        except (OSError, ValueError) as error:
             raise ValidationError(f"{path} is not valid JSON; repair or remove it.") from error
         if isinstance(content, dict) and content.get("Space"):
             return _named_space(str(content["Space"]), path)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import io
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -33,11 +32,13 @@ from numpy.typing import NDArray
 from lacuna_nipype.connectomes.archives import archive_sizes, iter_archive
 from lacuna_nipype.connectomes.build import read_brain_mask
 from lacuna_nipype.connectomes.functional import MINIMUM_TIMEPOINTS
+from lacuna_nipype.connectomes.hdf5 import DAMAGE
 from lacuna_nipype.connectomes.ingest import RECIPE, describe_source, run_tasks, subject_digest
 from lacuna_nipype.connectomes.series_file import write_series_file
 from lacuna_nipype.connectomes.store import StoreSource
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
-from lacuna_nipype.core.files import write_json
+from lacuna_nipype.core.files import parse_json, read_json, write_json
+from lacuna_nipype.core.images import check_size, open_image
 from lacuna_nipype.core.masks import check_affine
 from lacuna_nipype.core.resampling import resample_linear, round_indices, voxel_map
 from lacuna_nipype.core.spaces import Grid, check_declared_space
@@ -51,7 +52,7 @@ _FORMAT = 1
 # Share of the brain that an image on another grid may leave out.
 _MOST_OUTSIDE = 0.05
 _LOGGER = logging.getLogger("lacuna_nipype.connectomes.gsp1000")
-_UNREADABLE = (OSError, EOFError, zlib.error, nb.filebasedimages.ImageFileError)
+_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error)
 
 StrPath = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
@@ -362,8 +363,9 @@ def _check_one_each(names: Iterable[str]) -> None:
 
 def _load_header(path: Path) -> Any:
     try:
-        image = nb.load(path)
-    except _UNREADABLE as error:
+        image = open_image(path)
+        check_size(image)
+    except OSError as error:
         raise ValidationError(
             f"{path} cannot be read as an image; fetch or copy it again."
         ) from error
@@ -514,8 +516,8 @@ def _read_recipe(path: Path) -> dict[str, Any] | None:
     """Read what a file was made from; None where it does not say."""
     try:
         with h5py.File(path, "r", locking=False) as handle:
-            recipe = json.loads(str(handle.attrs.get(RECIPE, "null")))
-    except (OSError, ValueError):
+            recipe = parse_json(str(handle.attrs.get(RECIPE, "null")))
+    except DAMAGE:
         return None
     return recipe if isinstance(recipe, dict) and "sources" in recipe else None
 
@@ -690,7 +692,7 @@ def _read_record(folder: Path) -> dict[str, list[str]]:
     """Names of the images of each archive that was converted."""
     path = folder / ARCHIVES_RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))["Archives"]
+        record = read_json(path)["Archives"]
         return {str(name): [str(image) for image in images] for name, images in record.items()}
     except FileNotFoundError:
         return {}

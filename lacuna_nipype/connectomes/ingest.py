@@ -29,10 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lacuna_nipype.connectomes.functional import SUFFIXES
+from lacuna_nipype.connectomes.hdf5 import DAMAGE
 from lacuna_nipype.connectomes.store import TILE
 from lacuna_nipype.core.compression import compress_subject
 from lacuna_nipype.core.exceptions import LacunaError, ValidationError
-from lacuna_nipype.core.files import fingerprint
+from lacuna_nipype.core.files import fingerprint, parse_json
 
 RECIPE = "recipe"
 DIGESTS = "subject_digests"
@@ -253,14 +254,17 @@ def _tasks_to_do(tasks: Sequence[IngestTask], folder: Path, overwrite: bool) -> 
 def _recorded_recipe(path: Path) -> Any:
     try:
         with h5py.File(path, "r", locking=False) as handle:
-            return json.loads(str(handle.attrs.get(RECIPE, "null")))
-    except (OSError, ValueError):
+            return parse_json(str(handle.attrs.get(RECIPE, "null")))
+    except DAMAGE:
         return None
 
 
 def _recorded_digests(path: Path) -> list[str]:
-    with h5py.File(path, "r", locking=False) as handle:
-        return [digest.decode("ascii") for digest in handle[DIGESTS][()]]
+    try:
+        with h5py.File(path, "r", locking=False) as handle:
+            return [digest.decode("ascii") for digest in handle[DIGESTS][()]]
+    except DAMAGE as error:
+        raise ValidationError(f"{path} is damaged; remove it and run again.") from error
 
 
 def _check_space(folder: Path, todo: Sequence[IngestTask]) -> None:

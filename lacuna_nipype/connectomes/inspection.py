@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from lacuna_nipype.connectomes.functional import (
     open_connectome,
     read_connectome_file,
 )
+from lacuna_nipype.connectomes.hdf5 import DAMAGE, text_of
 from lacuna_nipype.connectomes.ingest import (
     DuplicateCheck,
     sampled_rank,
@@ -29,6 +29,7 @@ from lacuna_nipype.connectomes.ingest import (
     subject_digest,
 )
 from lacuna_nipype.connectomes.registry import content_fingerprint
+from lacuna_nipype.connectomes.series import open_file
 from lacuna_nipype.connectomes.store import BLOCK_BYTES, TileReader
 from lacuna_nipype.connectomes.streamline_index import (
     find_tractogram,
@@ -45,6 +46,7 @@ from lacuna_nipype.connectomes.tractogram_formats import (
 )
 from lacuna_nipype.core.compression import INTEGER_LIMITS
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import parse_json
 
 # Stored vectors have unit length but for the rounding of their coefficients.
 _LENGTH_TOLERANCE = {"int16": 1e-3, "int8": 0.1}
@@ -203,10 +205,11 @@ def _describe_store(files: Sequence[ConnectomeFile]) -> dict[str, Any]:
     records: dict[str, list[NDArray[Any]]] = {}
     sources: list[str] = []
     for file in files:
-        with h5py.File(file.path, "r", locking=False) as handle:
+        with open_file(file.path) as handle:
+            # Their shapes were checked with the header.
             for key in ("rank", "energy_lost", "energy_lost_worst", "error_r", "n_constant"):
                 records.setdefault(key, []).append(handle[key][()])
-            sources += json.loads(str(handle.attrs.get("sources", "[]")))
+            sources += _recorded_sources(handle)
     values = {key: np.concatenate(parts) for key, parts in records.items()}
     return {
         "CoefficientType": sorted({file.precision.kind for file in files if file.precision}),
@@ -219,6 +222,15 @@ def _describe_store(files: Sequence[ConnectomeFile]) -> dict[str, Any]:
         "ConstantVoxelsMaximum": int(values["n_constant"].max()),
         "Sources": sources,
     }
+
+
+def _recorded_sources(handle: h5py.File) -> list[str]:
+    """Names of the source files; none where the record is damaged."""
+    try:
+        content = parse_json(text_of(handle.attrs.get("sources", "[]")))
+    except DAMAGE:
+        return []
+    return [str(name) for name in content] if isinstance(content, list) else []
 
 
 def _describe_series(files: Sequence[ConnectomeFile], size: int) -> dict[str, Any]:

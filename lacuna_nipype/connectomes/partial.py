@@ -40,7 +40,9 @@ def seeds_digest(seeds: Sequence[Seed]) -> str:
     return digest.hexdigest()
 
 
-INTERPRETER_BYTES = 250e6
+# Python with what a pass imports, and the compiler of the store's kernels, which the series of
+# Lacuna's layout do without.
+INTERPRETER_BYTES, COMPILER_BYTES = 120e6, 120e6
 
 
 def seeds_per_group(file: ConnectomeFile, memory_gb: float, n_threads: int = 1) -> int:
@@ -84,7 +86,7 @@ def _blocks_ahead(file: ConnectomeFile, memory_gb: float, n_threads: int) -> int
 
 def _fixed_bytes(file: ConnectomeFile, n_threads: int, ahead: int) -> float:
     if file.precision is not None:
-        return INTERPRETER_BYTES + store_block_bytes(file, n_threads)
+        return INTERPRETER_BYTES + COMPILER_BYTES + store_block_bytes(file, n_threads)
     correlating = n_threads * block_bytes(file.n_timepoints)
     return INTERPRETER_BYTES + reading_bytes(file, n_threads, ahead) + correlating
 

@@ -7,7 +7,7 @@ A matrix is a table with the parcels' names on both axes (header, and first colu
 from __future__ import annotations
 
 import csv
-import json
+import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from lacuna_nipype.connectomes.functional import (
 from lacuna_nipype.connectomes.store import TILE
 from lacuna_nipype.core.afnm import FisherMean, parcel_series
 from lacuna_nipype.core.exceptions import LacunaError, SpatialMismatchError, ValidationError
-from lacuna_nipype.core.files import write_json, write_table
+from lacuna_nipype.core.files import open_regular, read_json, write_json, write_table
 from lacuna_nipype.core.parcels import Parcels
 from lacuna_nipype.core.spaces import canonical_space
 
@@ -568,7 +568,7 @@ def read_matrix(path: Path) -> ConnectivityMatrix:
 def _read_rows(path: Path) -> tuple[list[str], list[str], list[list[str]]]:
     """Names of the columns, names of the rows, and the cells between them."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as stream:
             lines = [line for line in csv.reader(stream, delimiter="\t") if line]
     except FileNotFoundError as error:
         raise ValidationError(f"Connectivity matrix {path} does not exist.") from error
@@ -612,7 +612,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     if not sidecar.is_file():
         return {}
     try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_json(sidecar)
+    except (OSError, ValueError) as error:
         raise ValidationError(f"{sidecar} is not valid JSON; repair or remove it.") from error
     return content if isinstance(content, dict) else {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import get_data_dir
+from lacuna_nipype.core.files import get_data_dir, read_json
 
 KINDS = ("functional", "structural")
 SOURCE_TYPES = ("dataverse", "figshare", "github", "osf")
@@ -148,7 +148,7 @@ def _own_table() -> dict[str, dict[str, Any]]:
 def _users_table() -> dict[str, dict[str, Any]]:
     path = sources_file()
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
-from lacuna_nipype.core.files import atomic_path, fingerprint, get_data_dir
+from lacuna_nipype.core.files import atomic_path, fingerprint, get_data_dir, read_json
 
 KINDS = ("functional", "structural")
 FORMAT_VERSION = 1
@@ -453,7 +453,7 @@ def _cannot_change(registry: Path, error: OSError) -> ValidationError:
 
 def _read(registry: Path) -> list[RegisteredConnectome]:
     try:
-        content = json.loads(registry.read_text(encoding="utf-8"))
+        content = read_json(registry)
         version = content["FormatVersion"]
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise ValidationError(

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from lacuna_nipype.connectomes.hdf5 import DAMAGE, MOST_INFLATED
 from lacuna_nipype.core.exceptions import ValidationError
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class _Source:
             return out
         try:
             return np.asarray(self._series[self.subjects(start)])
-        except OSError as error:
+        except DAMAGE as error:
             raise self._damaged(start) from error
 
     def empty(self, start: int) -> NDArray[Any]:
@@ -214,6 +215,8 @@ class _Source:
         n_bytes = int(np.prod(shape)) * self._series.dtype.itemsize
         try:
             mask, data = self._series.id.read_direct_chunk(chunk)
+            if n_bytes > MOST_INFLATED * len(data):
+                raise ValueError(f"{len(data)} bytes for a chunk of {n_bytes}")
             for number in reversed(range(len(self._filters))):
                 if mask >> number & 1:
                     continue
@@ -223,7 +226,7 @@ class _Source:
                     data = _unshuffle(data, self._series.dtype.itemsize)
             values = np.frombuffer(data, dtype=self._dtype)
             return values.reshape(shape)
-        except (OSError, ValueError, zlib.error) as error:
+        except (*DAMAGE, zlib.error) as error:
             raise self._damaged(chunk[0]) from error
 
     def _damaged(self, start: int) -> ValidationError:

@@ -28,7 +28,9 @@ from lacuna_nipype.connectomes.functional import (
     ConnectomeFile,
     StoredPrecision,
 )
+from lacuna_nipype.connectomes.hdf5 import DAMAGE, get_dataset, read_numbers, text_of
 from lacuna_nipype.core.compression import (
+    INTEGER_LIMITS,
     Compressed,
     compress_subject,
     morton_order,
@@ -36,6 +38,7 @@ from lacuna_nipype.core.compression import (
 )
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import atomic_path
+from lacuna_nipype.core.masks import check_affine
 from lacuna_nipype.core.spaces import Grid, canonical_space
 
 FORMAT_VERSION = 1
@@ -252,35 +255,102 @@ def read_store_header(handle: h5py.File, path: Path) -> ConnectomeFile:
     ValidationError
         The file was written by a newer version, or is not complete.
     """
-    version = int(handle.attrs.get("format_version", 0))
-    if version > FORMAT_VERSION:
-        raise ValidationError(
-            f"{path} is a store of format {version}, newer than this program's "
-            f"{FORMAT_VERSION}; update lacuna-nipype or convert the connectome again."
-        )
     try:
-        voxels = handle["mask_indices"][()].astype(np.int64)
-        shape = handle["coefficients"].shape
-        grid = Grid.make(handle.attrs["mask_shape"], handle["mask_affine"][()])
-        kind = str(handle.attrs["kind"])
+        version = int(handle.attrs.get("format_version", 0))
+        if version > FORMAT_VERSION:
+            raise ValidationError(
+                f"{path} is a store of format {version}, newer than this program's "
+                f"{FORMAT_VERSION}; update lacuna-nipype or convert the connectome again."
+            )
+        n_voxels = int(handle.attrs["n_voxels"])
+        voxels = read_numbers(handle, "mask_indices", (3, n_voxels)).astype(np.int64)
+        affine = read_numbers(handle, "mask_affine", (4, 4))
+        grid = Grid.make(handle.attrs["mask_shape"], affine)
+        kind = text_of(handle.attrs["kind"])
+        shape = _check_tiles(handle, n_voxels, kind)
+        losses = {
+            key: read_numbers(handle, key, shape[1:2]) for key in _SubjectRecord.__annotations__
+        }
+        if not all(np.isfinite(values).all() for values in losses.values()):
+            raise ValueError("a loss that is not finite")
         precision = StoredPrecision(
             kind=kind,
-            rank=int(shape[2]),
-            energy_lost=float(handle["energy_lost"][()].max()),
-            error_r=float(handle["error_r"][()].max()),
+            rank=shape[2],
+            energy_lost=float(losses["energy_lost"].max()),
+            error_r=float(losses["error_r"].max()),
         )
         n_timepoints = int(handle.attrs["n_timepoints"])
-        space = canonical_space(str(handle.attrs["space"]))
-        offset = handle["coefficients"].id.get_offset()
-    except (KeyError, ValueError, TypeError) as error:
+        space = canonical_space(text_of(handle.attrs["space"]))
+        _check_voxels(voxels, grid, path)
+    except ValidationError:
+        raise
+    except KeyError as error:
         raise ValidationError(f"{path} is an incomplete store; convert it again.") from error
-    n_tiles = -(-voxels.shape[1] // TILE)
-    if shape[0] != n_tiles or shape[3] != TILE or offset is None:
-        raise ValidationError(f"{path} is a store whose parts disagree; convert it again.")
+    except DAMAGE as error:
+        raise ValidationError(
+            f"{path} is a store whose parts disagree or are damaged; convert it again."
+        ) from error
     return ConnectomeFile(
         path, int(shape[1]), n_timepoints, grid, voxels, space, 1,
         item_bytes=np.dtype(kind).itemsize, precision=precision,
     )  # fmt: skip
+
+
+def _check_tiles(handle: h5py.File, n_voxels: int, kind: str) -> tuple[int, int, int, int]:
+    """Shape of the coefficients; ValueError where the parts of a store disagree.
+
+    Tiles are read straight from the file, by a type and a place that must be true.
+    """
+    n_tiles = -(-n_voxels // TILE)
+    n_subjects, rank = get_dataset(handle, "coefficients").shape[1:3]
+    shape = (n_tiles, n_subjects, rank, TILE)
+    small = (n_tiles, n_subjects, TILE)
+    if kind not in INTEGER_LIMITS or n_subjects < 1 or rank < 1:
+        raise ValueError(f"{n_subjects} subjects of {rank} coefficients, {kind}")
+    for key, wanted, dtype in (
+        ("coefficients", shape, kind), ("scale", small, "float32"), ("norm", small, "float32"),
+    ):  # fmt: skip
+        part = get_dataset(handle, key)
+        if part.shape != wanted or part.dtype != dtype or part.id.get_offset() is None:
+            raise ValueError(f"{key} of {part.shape} and type {part.dtype}")
+    return shape
+
+
+def _check_voxels(voxels: NDArray[np.int64], grid: Grid, path: Path) -> None:
+    check_affine(grid.affine, str(path))
+    inside = (voxels >= 0).all() and (voxels < np.array(grid.shape)[:, np.newaxis]).all()
+    if not inside or len(np.unique(np.ravel_multi_index(tuple(voxels), grid.shape))) < len(
+        voxels[0]
+    ):
+        raise ValueError("voxels outside of the grid, or twice")
+
+
+def read_order(handle: h5py.File, file: ConnectomeFile) -> NDArray[np.int64]:
+    """Read the place of each stored voxel in the source's list.
+
+    Parameters
+    ----------
+    handle : h5py.File
+    file : ConnectomeFile
+        The header of the same file.
+
+    Returns
+    -------
+    array of int64, shape (n_voxels,)
+        A permutation.
+
+    Raises
+    ------
+    ValidationError
+        The store does not say it.
+    """
+    try:
+        order = read_numbers(handle, "order", (file.n_voxels,)).astype(np.int64)
+        if not np.array_equal(np.sort(order), np.arange(file.n_voxels)):
+            raise ValueError("no permutation")
+    except DAMAGE as error:
+        raise ValidationError(f"{file.path} is a damaged store; convert it again.") from error
+    return order
 
 
 class TileReader:
@@ -302,7 +372,7 @@ class TileReader:
                     key: (handle[key].id.get_offset(), handle[key].dtype, handle[key].shape)
                     for key in ("coefficients", "scale", "norm")
                 }
-        except OSError as error:
+        except DAMAGE as error:
             raise ValidationError(
                 f"{file.path} is truncated or gone; convert or copy it again."
             ) from error

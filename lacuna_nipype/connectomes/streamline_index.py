@@ -36,10 +36,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lacuna_nipype import __version__
+from lacuna_nipype.connectomes.hdf5 import DAMAGE, text_of
 from lacuna_nipype.connectomes.streamline_blocks import StreamlineBlock, iter_blocks
 from lacuna_nipype.connectomes.tractogram import TckHeader, check_tck, upsample_ratio
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import atomic_path, fingerprint
+from lacuna_nipype.core.files import atomic_path, fingerprint, open_regular
+from lacuna_nipype.core.masks import check_affine
 from lacuna_nipype.core.mrtrix_grid import MrtrixGrid, make_mrtrix_grid
 from lacuna_nipype.core.spaces import Grid
 from lacuna_nipype.core.streamline_index import (
@@ -80,9 +82,18 @@ class IndexBlock:
         return len(self.first) - 1
 
 
-ARRAYS = (
-    "first", "chain", "chain_start", "cell", "cell_start", "member", "octant", "end", "long",
-)  # fmt: skip
+DTYPES: dict[str, np.dtype[Any]] = {
+    "first": np.dtype(np.uint32),
+    "chain": np.dtype(np.uint8),
+    "chain_start": np.dtype(np.uint32),
+    "cell": np.dtype(np.uint32),
+    "cell_start": np.dtype(np.uint32),
+    "member": np.dtype(np.uint16),
+    "octant": np.dtype(np.uint8),
+    "end": np.dtype(np.float32),
+    "long": np.dtype(np.uint16),
+}
+ARRAYS = tuple(DTYPES)
 
 
 @dataclass(frozen=True)
@@ -395,9 +406,10 @@ def _write_block(out: h5py.File, number: int, block: IndexBlock) -> None:
 def is_index(path: Path) -> bool:
     """Tell whether a file is a streamline index, of whatever version."""
     try:
+        open_regular(path).close()
         with h5py.File(path, "r", locking=False) as handle:
-            return bool(handle.attrs.get("format") == INDEX_FORMAT)
-    except OSError:
+            return text_of(handle.attrs.get("format", "")) == INDEX_FORMAT
+    except DAMAGE:
         return False
 
 
@@ -418,16 +430,19 @@ def read_index_record(path: Path) -> IndexRecord:
         The file is no streamline index, or of another version of the format.
     """
     try:
+        open_regular(path).close()
         with h5py.File(path, "r", locking=False) as handle:
             attrs = dict(handle.attrs)
-    except OSError as error:
+    except DAMAGE as error:
         raise ValidationError(
             f"{path} cannot be read as a streamline index (it is damaged or of another kind); "
             "make it again with `lacuna-nipype connectome convert`."
         ) from error
     try:
         return _record_of(path, attrs)
-    except KeyError as error:
+    except ValidationError:
+        raise
+    except DAMAGE as error:
         raise lacks_parts(path) from error
 
 
@@ -440,19 +455,24 @@ def lacks_parts(path: Path) -> ValidationError:
 
 
 def _record_of(path: Path, attrs: dict[str, Any]) -> IndexRecord:
-    if attrs.get("format") != INDEX_FORMAT:
+    if text_of(attrs.get("format", "")) != INDEX_FORMAT:
         raise ValidationError(f"{path} is not a streamline index.")
-    if attrs["format_version"] != FORMAT_VERSION:
+    if int(attrs["format_version"]) != FORMAT_VERSION:
         raise ValidationError(
             f"{path} is a streamline index of format version {attrs['format_version']}, but this "
             f"version reads {FORMAT_VERSION}; make it again with `lacuna-nipype connectome "
             "convert`."
         )
+    shape = [int(n) for n in attrs["grid_shape"]]
+    affine = np.asarray(attrs["grid_affine"], dtype=np.float64)
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"a grid of {shape}")
+    check_affine(affine, str(path))
     return IndexRecord(
         path=path,
-        tractogram=Path(str(attrs["tractogram"])),
-        fingerprint=str(attrs["fingerprint"]),
-        space=str(attrs["space"]),
+        tractogram=Path(text_of(attrs["tractogram"])),
+        fingerprint=text_of(attrs["fingerprint"]),
+        space=text_of(attrs["space"]),
         n_streamlines=int(attrs["n_streamlines"]),
         n_points=int(attrs["n_points"]),
         n_empty=int(attrs["n_empty"]),
@@ -460,7 +480,7 @@ def _record_of(path: Path, attrs: dict[str, Any]) -> IndexRecord:
         upsample=int(attrs["upsample"]),
         step_size=float(attrs["step_size"]) or None,
         reach=float(attrs["reach"]),
-        grid=Grid.make(attrs["grid_shape"], attrs["grid_affine"]),
+        grid=Grid.make(shape, affine),
     )
 
 

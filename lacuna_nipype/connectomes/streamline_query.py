@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import h5py
-import nibabel as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from lacuna_nipype.connectomes.hdf5 import DAMAGE, get_dataset
 from lacuna_nipype.connectomes.streamline_index import (
     ARRAYS,
+    DTYPES,
     IndexBlock,
     IndexRecord,
     find_tractogram,
@@ -25,6 +26,7 @@ from lacuna_nipype.connectomes.streamline_index import (
 )
 from lacuna_nipype.connectomes.tractogram import TckHeader, read_tck_header, write_tck
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.images import open_image, read_voxels
 from lacuna_nipype.core.mrtrix_grid import MrtrixGrid, as_mask, grid_of_image
 from lacuna_nipype.core.streamline_index import (
     INSIDE,
@@ -72,7 +74,8 @@ class StreamlineIndex:
         self.grid: MrtrixGrid = self.record.mrtrix_grid
         try:
             self.blocks, self.density, self.lattice = _map_arrays(path)
-        except KeyError as error:
+            self._check_arrays()
+        except DAMAGE as error:
             raise lacks_parts(path) from error
         counts = [block.n_streamlines for block in self.blocks]
         self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -94,6 +97,28 @@ class StreamlineIndex:
     ) -> None:
         self._pool.shutdown()
         self._file.close()
+
+    def _check_arrays(self) -> None:
+        """Refuse arrays that disagree; what they hold is checked where it is used."""
+        if self.density.shape != self.grid.shape or self.density.dtype != np.uint32:
+            raise ValueError(f"a density of {self.density.shape}")
+        shape, size = self.lattice.shape, self.lattice.size
+        if min(shape) < 1 or not np.isfinite(self.lattice.origin).all() or not 0 < size < np.inf:
+            raise ValueError(f"a lattice of {shape} cells of {size} mm")
+        for block in self.blocks:
+            n = block.n_streamlines
+            if (
+                n < 0
+                or len(block.chain_start) != n + 1
+                or block.end.shape != (n, 2, 3)
+                or len(block.cell_start) != len(block.cell) + 1
+                or len(block.octant) != len(block.member)
+                or len(block.long) > n
+                or block.position < 0
+                or not _rises(block.cell, self.lattice.n_cells)
+                or not _rises(block.cell_start, len(block.member))
+            ):
+                raise ValueError(f"a block of {n} streamlines whose parts disagree")
 
     def select(self, crop: MaskCrop | None, hit_test: str = "vertices") -> NDArray[np.int64]:
         """Positions of the streamlines that a mask hits.
@@ -134,14 +159,19 @@ class StreamlineIndex:
     ) -> NDArray[np.int64]:
         from lacuna_nipype.core.streamline_kernels import mark_streamlines
 
-        marks = np.zeros(block.n_streamlines, dtype=np.uint8)
+        room = np.zeros(np.iinfo(np.uint16).max + 1, dtype=np.uint8)
         for begin, end in np.searchsorted(block.cell, verdict.ranges):
-            mark_streamlines(
+            whole = mark_streamlines(
                 block.cell, block.cell_start, block.member, block.octant, begin, end,
-                verdict.status, verdict.touched, verdict.inside, marks,
+                verdict.status, verdict.touched, verdict.inside, room,
             )  # fmt: skip
+            if not whole:
+                raise lacks_parts(self.record.path)
         if segments:
-            marks[block.long] |= TOUCHED
+            room[block.long] |= TOUCHED
+        marks, beyond = np.split(room, [block.n_streamlines])
+        if beyond.any():
+            raise lacks_parts(self.record.path)
         hit = marks >= INSIDE
         candidates = np.flatnonzero(marks == TOUCHED)
         if len(candidates):
@@ -187,6 +217,8 @@ class StreamlineIndex:
         """Points of some streamlines of a block, and the range of each among them."""
         first = block.first[streamlines].astype(np.int64) + block.position
         last = block.first[streamlines + 1].astype(np.int64) + block.position - 1
+        if len(first) and (last.max() > len(self._points) or (last < first).any()):
+            raise lacks_parts(self.record.path)
         if self._points.dtype == np.dtype(np.float32) and self._points.flags.aligned:
             return self._points, first, last
         with np.errstate(over="ignore"):
@@ -228,7 +260,8 @@ class StreamlineIndex:
             steps = chain_steps(np.array(self.grid.shape, dtype=np.int64))
             for number in share:
                 block = self.blocks[number]
-                add_density(block.chain, block.chain_start, parts[number], steps, density)
+                if not add_density(block.chain, block.chain_start, parts[number], steps, density):
+                    raise lacks_parts(self.record.path)
             return density
 
         counted = self._map(add, [share for share in shares if share] or [[]])
@@ -243,7 +276,8 @@ class StreamlineIndex:
         steps = chain_steps(np.array(self.grid.shape, dtype=np.int64))
         for number, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
             own = weights[self.starts[number] : self.starts[number + 1]]
-            add_weighted_density(block.chain, block.chain_start, part, steps, own, density)
+            if not add_weighted_density(block.chain, block.chain_start, part, steps, own, density):
+                raise lacks_parts(self.record.path)
         return density.reshape(self.grid.shape)
 
     def _members(self, number: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -317,6 +351,11 @@ class StreamlineIndex:
         return list(self._pool.map(function, items))
 
 
+def _rises(numbers: NDArray[np.uint32], most: int) -> bool:
+    """Tell whether numbers rise, to a limit at most."""
+    return not len(numbers) or bool(numbers[-1] <= most and (numbers[1:] > numbers[:-1]).all())
+
+
 def read_mask(path: Path) -> MaskCrop | None:
     """Read a lesion mask as tckedit does: on its own grid, cut down to its voxels.
 
@@ -330,9 +369,15 @@ def read_mask(path: Path) -> MaskCrop | None:
     MaskCrop or None
         None when no voxel is inside.
     """
-    image = nb.load(path)
+    try:
+        image = open_image(path)
+        values = read_voxels(image).reshape(image.shape[:3])
+    except (OSError, ValueError) as error:
+        raise ValidationError(
+            f"Mask {path} is damaged or not a single volume; export it again."
+        ) from error
     grid = grid_of_image(image, str(path))
-    inside = as_mask(np.asanyarray(image.dataobj).reshape(image.shape[:3]))
+    inside = as_mask(values)
     return crop_mask(grid.from_stored(inside), grid)
 
 
@@ -372,10 +417,17 @@ def _map_arrays(path: Path) -> tuple[list[IndexBlock], NDArray[np.uint32], CellL
         flat = content[offset : offset + dataset.size * dataset.dtype.itemsize]
         return flat.view(dataset.dtype).reshape(dataset.shape)
 
+    def arrays(group: h5py.Group) -> dict[str, NDArray[Any]]:
+        found = {name: mapped(get_dataset(group, name)) for name in ARRAYS}
+        for name, array in found.items():
+            if array.dtype != DTYPES[name] or array.ndim != (3 if name == "end" else 1):
+                raise ValueError(f"{name} of shape {array.shape} and type {array.dtype}")
+        return found
+
     with h5py.File(path, "r", locking=False) as handle:
         blocks = [
             IndexBlock(
-                **{name: mapped(group[name]) for name in ARRAYS},
+                **arrays(group),
                 position=int(group.attrs["position"]),
             )
             for _, group in sorted(handle["blocks"].items())
@@ -387,7 +439,7 @@ def _map_arrays(path: Path) -> tuple[list[IndexBlock], NDArray[np.uint32], CellL
             (int(shape[0]), int(shape[1]), int(shape[2])),
             float(attrs["cell_size"]),
         )
-        return blocks, mapped(handle["density"]), lattice
+        return blocks, mapped(get_dataset(handle, "density")), lattice
 
 
 def _map_points(header: TckHeader) -> NDArray[Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import atomic_path
+from lacuna_nipype.core.files import atomic_path, open_regular
 
 _MAGIC = b"mrtrix tracks"
 # A header holds text only, mostly a command history; anything longer is not a header.
@@ -140,7 +140,7 @@ def read_tck_header(path: str | os.PathLike[str]) -> TckHeader:
     if path.suffix != ".tck":
         _refuse(path, "does not end in .tck; convert it, or rename it if it is an MRtrix file")
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             entries, end = _read_entries(path, stream)
     except FileNotFoundError:
         _refuse(path, "does not exist; check the path")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
 import struct
 import warnings
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 
 from lacuna_nipype.connectomes.tractogram import check_tck, iter_tck_streamlines
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import open_regular, parse_json, read_json
 
 TRACTOGRAM_SUFFIXES = (".tck", ".trk", ".trk.gz", ".trx", ".tt.gz")
 # No streamline is that long; a damaged number of points would otherwise fill the memory.
@@ -43,7 +43,13 @@ _TRX_OFFSETS = {f"offsets.uint{bits}": np.dtype(f"<u{bits // 8}") for bits in (3
 # Types of a MATLAB 4 matrix by the tens of its type number, little endian and full.
 _MATLAB_DTYPES = {0: "<f8", 1: "<f4", 2: "<i4", 3: "<i2", 4: "<u2", 5: "u1"}
 _TT_UNITS = 32
-_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, struct.error)
+_MOST_HEADER_BYTES = 1 << 24
+# What the libraries raise for headers and points that are damaged or absurd.
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, OverflowError),
+    *(NotImplementedError, RuntimeError, MemoryError, ZeroDivisionError, RecursionError),
+    *(zlib.error, zipfile.BadZipFile, struct.error, np.linalg.LinAlgError),
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,13 @@ def read_tractogram_header(path: str | os.PathLike[str]) -> TractogramHeader:
         as can be seen without reading it all, or does not say where it lies in space.
     """
     path = Path(path)
-    return _guarded(path, lambda: _format(path).read_header(path))
+
+    def read() -> TractogramHeader:
+        kind = _format(path)
+        open_regular(path).close()
+        return kind.read_header(path)
+
+    return cast(TractogramHeader, _guarded(path, read))
 
 
 def iter_streamlines(path: str | os.PathLike[str]) -> Iterator[NDArray[np.float32]]:
@@ -170,8 +182,8 @@ def tractogram_sidecar(path: str | os.PathLike[str]) -> tuple[Path, dict[str, An
     if not sidecar.is_file():
         return sidecar, {}
     try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except ValueError:
+        content = read_json(sidecar)
+    except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
         raise ValidationError(f"{sidecar} is not valid JSON; repair or remove it.")
@@ -186,6 +198,8 @@ def _guarded(path: Path, read: Callable[[], Any]) -> Any:
     """Read, and say in one sentence what is wrong with the file."""
     try:
         return read()
+    except ValidationError:
+        raise
     except FileNotFoundError:
         _refuse(path, "does not exist; check the path")
     except (IsADirectoryError, PermissionError) as error:
@@ -225,6 +239,9 @@ class _WholeReads(io.BufferedReader):
         return data
 
 
+_TRK_SIZES = ("nb_streamlines", "nb_scalars_per_point", "nb_properties_per_streamline")
+
+
 def _open_trk(path: Path) -> _WholeReads:
     raw: Any = gzip.GzipFile(path) if path.suffix == ".gz" else io.FileIO(path)
     return _WholeReads(raw, _BUFFER_BYTES)
@@ -253,6 +270,9 @@ def _load_trk(path: Path, stream: BinaryIO) -> nb.streamlines.TrkFile:
 def _read_trk_header(path: Path) -> TractogramHeader:
     with _open_trk(path) as stream:
         loaded = _load_trk(path, stream)
+    sizes = [int(loaded.header[key]) for key in _TRK_SIZES]
+    if min(sizes) < 0:
+        _refuse(path, "has an unusable header (negative numbers of values); write it again")
     # TrackVis writes 0 for a number that it does not know.
     count = int(loaded.header["nb_streamlines"]) or None
     suffix = ".trk.gz" if path.suffix == ".gz" else ".trk"
@@ -299,10 +319,12 @@ def _trx_layout(path: Path, archive: zipfile.ZipFile) -> _TrxLayout:
     offsets = next((name for name in names if name in _TRX_OFFSETS), None)
     if "header.json" not in names:
         _refuse(path, "is not a TRX archive (header.json is missing)")
+    if archive.getinfo("header.json").file_size > _MOST_HEADER_BYTES:
+        _refuse(path, "has a header.json of absurd size; write it again")
     try:
-        content = json.loads(archive.read("header.json"))
+        content = parse_json(archive.read("header.json").decode("utf-8"))
         n_streamlines, n_vertices = int(content["NB_STREAMLINES"]), int(content["NB_VERTICES"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         _refuse(path, "has a header.json without NB_STREAMLINES and NB_VERTICES; write it again")
     if n_streamlines == 0:
         _refuse(path, "holds no streamlines; use a tractogram that does")

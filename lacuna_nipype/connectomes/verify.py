@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ from lacuna_nipype.connectomes.functional import (
     iter_subjects,
     read_connectome_file,
 )
+from lacuna_nipype.connectomes.hdf5 import DAMAGE, text_of
 from lacuna_nipype.connectomes.seeds import make_seed
 from lacuna_nipype.core.correlation import R_LIMIT
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import fingerprint, write_json
+from lacuna_nipype.core.files import fingerprint, parse_json, write_json
 from lacuna_nipype.core.images import load_map
 
 # Maps are stored in single precision, and correlations of 0.99 lose a digit or two of it.
@@ -63,12 +63,15 @@ def source_paths(files: Sequence[ConnectomeFile]) -> list[Path] | None:
         if file.precision is None:
             found.append(file.path)
             continue
-        with h5py.File(file.path, "r", locking=False) as handle:
-            names = json.loads(handle.attrs.get("sources", "[]"))
-            folder = str(handle.attrs.get("source_folder", ""))
-        if len(names) != 1 or not folder or " " not in names[0]:
+        try:
+            with h5py.File(file.path, "r", locking=False) as handle:
+                (source,) = parse_json(text_of(handle.attrs["sources"]))
+                folder = text_of(handle.attrs["source_folder"])
+            name, recorded = str(source).rsplit(" ", 1)
+        except DAMAGE:
             return None
-        name, recorded = names[0].rsplit(" ", 1)
+        if not folder:
+            return None
         path = Path(folder) / name
         if (
             not path.is_file()

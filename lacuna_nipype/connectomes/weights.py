@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tokenize
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,12 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import atomic_path
+from lacuna_nipype.core.files import atomic_path, open_regular
 
 # Text that is turned into numbers at a time.
 BLOCK_BYTES = 1 << 24
 _COMMENT = re.compile(rb"#[^\n]*")
 # MRtrix takes commas and semicolons between numbers too.
+# What numpy raises for headers that are damaged or absurd, and for archives.
+_NO_ARRAY = (
+    *(OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, OverflowError),
+    *(MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile),
+)
 _SEPARATORS = bytes.maketrans(b",;", b"  ")
 
 
@@ -46,7 +53,7 @@ def read_streamline_weights(path: Path, n_streamlines: int) -> NDArray[np.float3
         if path.suffix == ".npy":
             weights = _load(path)
         else:
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
                 weights = _parse(path, stream)
     except FileNotFoundError as error:
         raise ValidationError(
@@ -73,8 +80,14 @@ def read_streamline_weights(path: Path, n_streamlines: int) -> NDArray[np.float3
 
 def _load(path: Path) -> NDArray[np.float32]:
     try:
-        return np.load(path, allow_pickle=False).astype(np.float32, copy=False).ravel()
-    except (EOFError, ValueError) as error:
+        open_regular(path).close()
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if found.dtype.kind not in "iuf":
+            raise TypeError(f"an array of {found.dtype}")
+        return np.array(found, dtype=np.float32).ravel()
+    except FileNotFoundError:
+        raise
+    except _NO_ARRAY as error:
         raise ValidationError(f"{path} is not an array of numbers.") from error
 
 

@@ -1,8 +1,27 @@
 """Errors that a user can cause; each carries one sentence that names the file and the remedy."""
 
+_MOST_CHARACTERS = 1000
+
 
 class LacunaError(Exception):
     """Base of all errors of this package whose message is meant for the user."""
+
+    def __str__(self) -> str:
+        return _one_line(super().__str__())
+
+
+def _one_line(text: str) -> str:
+    """Make text safe for a terminal and a log.
+
+    Messages quote files, which may hold line ends, commands for terminals, and megabytes of text.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        half = _MOST_CHARACTERS // 2
+        text = f"{text[:half]} [...] {text[-half:]}"
+    if not text.isprintable():
+        # Escaped as Python writes such characters; printable ones stay, of whatever language.
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text
 
 
 class ValidationError(LacunaError, ValueError):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lacuna_nipype.core.exceptions import ValidationError
 
@@ -52,6 +54,62 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file that anybody may have written.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    OSError
+        The file is missing, cannot be read, or is a folder, a pipe or a device.
+    ValueError
+        It is not JSON, not UTF-8, or nested too deeply to be read.
+    """
+    with open_regular(path) as stream:
+        return parse_json(stream.read().decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON text; :class:`ValueError` for what is none, or is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open an ordinary file for reading.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    binary file
+
+    Raises
+    ------
+    OSError
+        As ``open``, or the file is a pipe or a device. Opening a pipe into which nobody writes
+        would wait for ever.
+    """
+    path = Path(path)
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
+    return path.open("rb")
 
 
 def write_json(target: str | os.PathLike[str], content: Any) -> Path:

@@ -22,6 +22,8 @@ SHEAR_REMARK_DEG = 0.5
 SHEAR_LIMIT_DEG = 2.0
 # The template's own midline strays by about as much.
 MIDLINE_MM = 2.0
+# A lesion belongs to one hemisphere if no more than a twentieth of it lies in the other.
+ONE_SIDED_SHARE = 0.95
 
 
 def check_affine(affine: NDArray[np.float64], name: str) -> None:
@@ -263,6 +265,24 @@ def left_share(points: NDArray[np.float64]) -> float | None:
     left = np.count_nonzero(points[0] < -MIDLINE_MM)
     right = np.count_nonzero(points[0] > MIDLINE_MM)
     return left / (left + right) if left + right else None
+
+
+def hemisphere_of(share: float) -> str:
+    """Name the hemisphere of a lesion.
+
+    Parameters
+    ----------
+    share : float
+        Share that lies in the left one, see :func:`left_share`.
+
+    Returns
+    -------
+    str
+        ``left`` or ``right`` (at least 95 % of the lesion), else ``both``.
+    """
+    if share >= ONE_SIDED_SHARE:
+        return "left"
+    return "right" if share <= 1 - ONE_SIDED_SHARE else "both"
 
 
 def share_inside(points: NDArray[np.float64], region: NDArray[np.bool_], grid: Grid) -> float:

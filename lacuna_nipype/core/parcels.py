@@ -6,6 +6,8 @@ all sums over regions are then one sparse product, whatever the kind or the numb
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +17,18 @@ from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.lesion_resampling import resample_mask
-from lacuna_nipype.core.resampling import count_outside, nearest_voxels, resample_nearest
+from lacuna_nipype.core.resampling import (
+    TIE_TOLERANCE,
+    count_outside,
+    nearest_voxels,
+    resample_nearest,
+)
 from lacuna_nipype.core.spaces import Grid
+from lacuna_nipype.core.transforms import PointMap, pull_coordinates
 
 STATISTICS = ("mean", "sum", "median", "std", "percent", "volume")
+# Weights that are widened to double precision at a time.
+_WEIGHTS_AT_A_TIME = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +59,20 @@ class Parcels:
 
 
 def _product(weights: sp.csr_array, values: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(weights @ np.asarray(values, dtype=np.float64).ravel())
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    out = np.empty(weights.shape[0])
+    for rows in _row_blocks(weights):
+        out[rows] = weights[rows] @ flat
+    return out
+
+
+def _row_blocks(weights: sp.csr_array) -> Iterator[slice]:
+    """Rows whose weights are few enough to be widened; a row is never split."""
+    limits = np.arange(0, weights.nnz, _WEIGHTS_AT_A_TIME)[1:]
+    edges = np.searchsorted(weights.indptr, limits)
+    starts = np.unique(np.array([0, *edges, weights.shape[0]]))
+    for first, last in itertools.pairwise(starts):
+        yield slice(int(first), int(last))
 
 
 def integer_labels(data: NDArray[Any], name: str) -> NDArray[np.int64]:
@@ -109,6 +132,134 @@ def labelled_weights(labels: NDArray[np.int64], index: NDArray[np.int64]) -> sp.
     return sp.csr_array((ones, (rows, voxels)), shape=(len(index), flat.size))
 
 
+def nonzero_voxels(data: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """Voxels of a map that are not zero, and their values.
+
+    Parameters
+    ----------
+    data : array, three dimensions
+        In any order of memory; no copy of it is made.
+
+    Returns
+    -------
+    voxels : array of int, ascending
+        Flat indices in C order.
+    values : array, dtype of the map
+    """
+    if data.flags.c_contiguous:
+        voxels = np.flatnonzero(data)
+        return voxels, data.reshape(-1)[voxels]
+    # Images are read in Fortran order: looked through as they lie, and put in order after.
+    z, y, x = np.unravel_index(np.flatnonzero(data.T), data.T.shape)
+    voxels = np.ravel_multi_index((x, y, z), data.shape)
+    voxels.sort()
+    return voxels, data[np.unravel_index(voxels, data.shape)]
+
+
+@dataclass(frozen=True, eq=False)
+class SparseSampler:
+    """Trilinear interpolation of many maps that are zero nearly everywhere.
+
+    Where the voxels of the target take their values is computed once for all maps; of each map
+    only the voxels of the target between values that are not zero are interpolated.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the maps.
+    coordinates : array, shape (3, n_voxels of the target in C order), float32
+        Fractional indices of the maps.
+    cells : array, shape (n_voxels of the target,), int32
+        Which eight voxels of a map surround each place: a flat index into cells that start one
+        voxel before the map; the number of cells for a place beyond all.
+    keep_level : bool
+        At the border, take the mean of the voxels there are, instead of zeros beyond it.
+    """
+
+    shape: tuple[int, int, int]
+    coordinates: NDArray[np.float32]
+    cells: NDArray[np.int32]
+    keep_level: bool
+
+    @classmethod
+    def make(cls, source: Grid, target: Grid, point_map: PointMap | None = None) -> SparseSampler:
+        """Prepare the way from a grid to another.
+
+        Parameters
+        ----------
+        source, target : Grid
+        point_map : PointMap, optional
+            From points of the target's space to points of the source's, where these differ.
+            Values at the border then follow
+            :class:`lacuna_nipype.core.transforms.LinearSampler`, otherwise
+            :func:`lacuna_nipype.core.resampling.resample_linear`.
+
+        Returns
+        -------
+        SparseSampler
+        """
+        coordinates = pull_coordinates(source, target, point_map or PointMap())
+        n_cells = [n + 1 for n in source.shape]
+        cells = np.zeros(coordinates.shape[1], dtype=np.int32)
+        beyond = np.zeros(coordinates.shape[1], dtype=bool)
+        for places, n in zip(coordinates, n_cells, strict=True):
+            cell = np.floor(places)
+            cell += 1
+            beyond |= ~((cell >= 0) & (cell < n))
+            cell[beyond] = 0
+            cells *= n
+            cells += cell.astype(np.int32)
+        cells[beyond] = int(np.prod(n_cells))
+        return cls(source.shape, coordinates, cells, point_map is not None)
+
+    def __call__(
+        self, data: NDArray[Any], voxels: NDArray[np.intp]
+    ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """Interpolate a map.
+
+        Parameters
+        ----------
+        data : array, shape of the maps
+            Finite numbers.
+        voxels : array of int
+            Flat indices, in C order, of those that are not zero.
+
+        Returns
+        -------
+        voxels : array of int, ascending
+            Flat indices into the target of values that are not zero.
+        values : array of float32
+        """
+        from scipy.ndimage import map_coordinates
+
+        touched = np.flatnonzero(self._filled_cells(voxels)[self.cells])
+        places = self.coordinates[:, touched]
+        # The sums in double precision, so that a constant stays what it is.
+        values = map_coordinates(
+            data, places, output=np.float64, order=1, mode="grid-constant", cval=0.0
+        )
+        if self.keep_level:
+            size = np.array(self.shape)[:, np.newaxis]
+            inside = np.minimum(np.minimum(1, 1 + places), size - places)
+            weight = np.prod(np.maximum(inside, 0), axis=0, dtype=np.float64)
+            known = weight >= 0.5 - TIE_TOLERANCE
+            values = np.where(known, values / np.where(known, weight, 1), 0)
+        values = values.astype(np.float32)
+        filled = values != 0
+        return touched[filled], values[filled]
+
+    def _filled_cells(self, voxels: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Which cells have a corner that is not zero; a last one, for what is beyond, has none."""
+        padded = tuple(n + 2 for n in self.shape)
+        corners = np.zeros(padded, dtype=bool)
+        x, y, z = np.unravel_index(voxels, self.shape)
+        corners.reshape(-1)[((x + 1) * padded[1] + y + 1) * padded[2] + z + 1] = True
+        corners = corners[1:] | corners[:-1]
+        corners = corners[:, 1:] | corners[:, :-1]
+        corners = corners[:, :, 1:] | corners[:, :, :-1]
+        return np.append(corners.reshape(-1), False)
+
+
 def aggregate(
     parcels: Parcels,
     values: NDArray[Any],
@@ -163,10 +314,7 @@ def aggregate(
     elif statistic == "sum":
         result = total
     elif statistic == "std":
-        rows = np.repeat(np.arange(len(mean)), np.diff(parcels.weights.indptr))
-        deviation = (flat[parcels.weights.indices] - mean[rows]) ** 2
-        deviation *= parcels.weights.data * usable[parcels.weights.indices]
-        result = np.sqrt(np.bincount(rows, deviation, minlength=len(mean)) / divisor)
+        result = np.sqrt(_squared_deviations(parcels.weights, flat, usable, mean) / divisor)
     elif statistic == "median":
         result = _medians(parcels.weights, flat, usable)
     else:
@@ -178,6 +326,23 @@ def aggregate(
         )
     coverage = np.where(totals > 0, weight / np.where(totals > 0, totals, 1.0), np.nan)
     return np.where(present, result, np.nan), coverage
+
+
+def _squared_deviations(
+    weights: sp.csr_array,
+    flat: NDArray[np.float64],
+    usable: NDArray[np.bool_],
+    mean: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Weighted sum of squared differences from each region's mean."""
+    result = np.zeros(weights.shape[0])
+    for rows in _row_blocks(weights):
+        block = weights[rows]
+        row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+        deviation = (flat[block.indices] - mean[rows][row]) ** 2
+        deviation *= block.data * usable[block.indices]
+        result[rows] = np.bincount(row, deviation, minlength=block.shape[0])
+    return result
 
 
 def _medians(

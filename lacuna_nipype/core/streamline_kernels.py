@@ -218,13 +218,17 @@ def chain_steps(shape: Any) -> Any:
 
 
 @compiled()
-def _add_chains(chain: Any, begin: Any, end: Any, steps: Any, density: Any) -> None:
-    """Add one to every voxel of a piece of a chain."""
+def _add_chains(chain: Any, begin: Any, end: Any, steps: Any, density: Any) -> bool:
+    """Add one to every voxel of a piece of a chain; False where it is damaged."""
+    if end > chain.size:
+        return False
     voxel = np.int64(0)
     j = begin
     while j < end:
         code = chain[j]
         if code == JUMP:
+            if j + 5 > end:
+                return False
             voxel = (
                 np.int64(chain[j + 1])
                 | np.int64(chain[j + 2]) << 8
@@ -232,14 +236,19 @@ def _add_chains(chain: Any, begin: Any, end: Any, steps: Any, density: Any) -> N
                 | np.int64(chain[j + 4]) << 24
             )
             j += 5
+        elif code > JUMP:
+            return False
         else:
             voxel += steps[code]
             j += 1
+        if voxel < 0 or voxel >= density.size:
+            return False
         density[voxel] += 1
+    return True
 
 
 @compiled()
-def add_density(chain: Any, starts: Any, selected: Any, steps: Any, density: Any) -> None:
+def add_density(chain: Any, starts: Any, selected: Any, steps: Any, density: Any) -> bool:
     """Add one to every voxel of the selected streamlines.
 
     Parameters
@@ -252,15 +261,22 @@ def add_density(chain: Any, starts: Any, selected: Any, steps: Any, density: Any
         From :func:`chain_steps`.
     density : array, uint32, shape (n_voxels,)
         Changed.
+
+    Returns
+    -------
+    bool
+        False where the chains are damaged; nothing is read or written beyond the arrays.
     """
     for i in selected:
-        _add_chains(chain, np.int64(starts[i]), np.int64(starts[i + 1]), steps, density)
+        if not _add_chains(chain, np.int64(starts[i]), np.int64(starts[i + 1]), steps, density):
+            return False
+    return True
 
 
 @compiled()
 def add_weighted_density(
     chain: Any, starts: Any, selected: Any, steps: Any, weights: Any, density: Any
-) -> None:
+) -> bool:
     """Add each selected streamline's weight to its voxels, one after the other in float32.
 
     Parameters
@@ -271,14 +287,23 @@ def add_weighted_density(
         Of the streamlines of the block.
     density : array, float32, shape (n_voxels,)
         Changed. Sums in single precision depend on their order: call block after block.
+
+    Returns
+    -------
+    bool
+        As :func:`add_density`.
     """
     for i in selected:
         weight = weights[i]
         voxel = np.int64(0)
         j, end = np.int64(starts[i]), np.int64(starts[i + 1])
+        if end > chain.size:
+            return False
         while j < end:
             code = chain[j]
             if code == JUMP:
+                if j + 5 > end:
+                    return False
                 voxel = (
                     np.int64(chain[j + 1])
                     | np.int64(chain[j + 2]) << 8
@@ -286,10 +311,15 @@ def add_weighted_density(
                     | np.int64(chain[j + 4]) << 24
                 )
                 j += 5
+            elif code > JUMP:
+                return False
             else:
                 voxel += steps[code]
                 j += 1
+            if voxel < 0 or voxel >= density.size:
+                return False
             density[voxel] += weight
+    return True
 
 
 @compiled()
@@ -454,7 +484,7 @@ def mark_streamlines(
     touched: Any,
     inside: Any,
     marks: Any,
-) -> None:
+) -> bool:
     """Mark streamlines with what the cells in which they have a point say of a mask.
 
     Parameters
@@ -468,11 +498,19 @@ def mark_streamlines(
     touched, inside : array, uint8, shape (n_cells + 1,)
         Where the status is 1: one bit for each eighth of the cell that is possibly inside, and
         for each that is.
-    marks : array, uint8, shape (n,)
-        Result: bits 1 (possibly hit) and 2 (hit) are set; starts as zeros.
+    marks : array, uint8, shape (65536,)
+        Result: bits 1 (possibly hit) and 2 (hit) are set; starts as zeros. One for each number
+        that a member can have.
+
+    Returns
+    -------
+    bool
+        False where the lists are damaged; nothing is read or written beyond the arrays.
     """
     for c in range(begin, end):
         cell = cells[c]
+        if cell >= status.size or starts[c + 1] > members.size:
+            return False
         if status[cell] == 2:
             for k in range(starts[c], starts[c + 1]):
                 marks[members[k]] |= 2
@@ -484,6 +522,7 @@ def mark_streamlines(
                     marks[members[k]] |= 2
                 elif octant & possible or octant == 0:
                     marks[members[k]] |= 1
+    return True
 
 
 @compiled()

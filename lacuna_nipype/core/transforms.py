@@ -8,6 +8,7 @@ interpolated linearly, as ITK does, and displaces nothing outside its grid.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,8 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
-from lacuna_nipype.core.files import fingerprint
+from lacuna_nipype.core.files import fingerprint, open_regular
+from lacuna_nipype.core.images import open_image, read_voxels
 from lacuna_nipype.core.resampling import TIE_TOLERANCE, round_indices, to_canonical
 from lacuna_nipype.core.spaces import Grid, same_space, spaces_of_grid
 
@@ -56,7 +58,8 @@ _INVERSE_TOLERANCE_MM = 1e-4
 # What libraries raise for files that are damaged or of another kind.
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
-    *(NotImplementedError, ImageFileError, HeaderDataError, zlib.error),
+    *(NotImplementedError, OverflowError, MemoryError, RuntimeError),
+    *(ImageFileError, HeaderDataError, zlib.error),
 )
 
 Points = NDArray[np.floating[Any]]
@@ -302,7 +305,8 @@ def load_point_map(paths: Sequence[Path]) -> PointMap:
 
 def _load_steps(path: Path) -> tuple[AffineStep | FieldStep, ...]:
     try:
-        status = path.stat()
+        with open_regular(path) as stream:
+            status = os.fstat(stream.fileno())
     except OSError as error:
         raise ValidationError(f"Transform {path} does not exist or cannot be read.") from error
     if status.st_size == 0:
@@ -401,7 +405,7 @@ def _read_affine(path: Path) -> AffineStep:
 def _read_field(path: Path) -> FieldStep:
     from nitransforms.io.itk import ITKDisplacementsField
 
-    image = nb.load(path)
+    image = open_image(path)
     shape = image.shape
     # SPM writes positions, not displacements, in the same five dimensions.
     if len(shape) != 5 or shape[3:] != (1, 3) or image.header.get_intent()[2] == "Mapping":
@@ -409,7 +413,7 @@ def _read_field(path: Path) -> FieldStep:
             f"Transform {path} is no displacement field of ITK or ANTs, which has the shape "
             f"x,y,z,1,3 (here {','.join(map(str, shape))}); convert fields of FSL and SPM first."
         )
-    image = nb.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine, image.header)
+    image = nb.Nifti1Image(read_voxels(image, dtype=np.float32), image.affine, image.header)
     return _field_step(ITKDisplacementsField.from_image(image), shape[:3])
 
 

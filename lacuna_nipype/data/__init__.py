@@ -23,3 +23,18 @@ def load_json(name: str) -> Any:
         The parsed content, shared between callers: do not change it.
     """
     return json.loads(files(__package__).joinpath(name).read_text(encoding="utf-8"))
+
+
+def load_text(name: str) -> str:
+    """Read one of the package's texts, such as a template or the bibliography.
+
+    Parameters
+    ----------
+    name : str
+        File name, such as ``"boilerplate.bib"``.
+
+    Returns
+    -------
+    str
+    """
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")

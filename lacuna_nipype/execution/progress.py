@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import sys
 import time
@@ -112,9 +111,6 @@ class RunProgress:
         Where to draw; a bar on a terminal, one line per ten per cent elsewhere.
     base_dir : path-like, optional
         Work folder of the run: names the pieces of a MapNode after it.
-    announced : bool
-        The plugin announces the start of every step, as Linear does: what ends without was left
-        out because something before it failed. MultiProc announces no cached step.
     """
 
     def __init__(
@@ -123,12 +119,10 @@ class RunProgress:
         stream: TextIO | None = None,
         *,
         base_dir: str | Path | None = None,
-        announced: bool = False,
     ) -> None:
         self.records: dict[str, NodeRecord] = {}
         self.total = total
         self._base_dir = base_dir
-        self._announced = announced
         self._stream = stream or sys.stderr
         self._bar: Any = None
         self._last_tenth = 0
@@ -145,8 +139,6 @@ class RunProgress:
         folder = Path(node.output_dir())
         name = step_name(node.fullname, folder, self._base_dir)
         record = self.records.get(name)
-        if status == "end" and record is None and self._announced:
-            return
         if record is None and folder.parent.name == _PIECES:
             self.total += 1
         if status == "start":
@@ -167,7 +159,7 @@ class RunProgress:
         now = _result_time(node, Path(node.output_dir()))
         if record is not None and now != self._earlier.get(name):
             return NodeRecord(name, "done", time.monotonic() - record.started)
-        # MultiProc runs small steps by itself and announces no start of theirs.
+        # Nipype's own plugins run small steps by themselves and announce no start of theirs.
         if record is None and now is not None and now >= self._started:
             return NodeRecord(name, "done")
         return NodeRecord(name, "cached")
@@ -194,31 +186,3 @@ class RunProgress:
             self._last_tenth = tenth
             self._stream.write(f"{self.finished} of {self.total} steps done ({step})\n")
             self._stream.flush()
-
-
-class FreezeOnce:
-    """Passes the status of steps on; at the first, hides the graph from the garbage collector.
-
-    MultiProc collects garbage at every poll. With a graph of thousands of steps that takes most
-    of the time of a run, although nothing of the graph ever becomes garbage.
-
-    Parameters
-    ----------
-    tell : callable
-        Takes a node and its status.
-    """
-
-    def __init__(self, tell: Callable[[Any, str], None]) -> None:
-        self._tell = tell
-        self._frozen = False
-
-    def __call__(self, node: Any, status: str) -> None:
-        """Take a report of the plugin."""
-        if not self._frozen:
-            gc.freeze()
-            self._frozen = True
-        self._tell(node, status)
-
-    def __reduce__(self) -> tuple[Callable[[], Callable[[Any, str], None]], tuple[()]]:
-        """Pickle as a listener that does nothing: nipype stores it with every MapNode."""
-        return _listener_of_a_copy, ()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import configparser
-import gc
 import logging
 import os
 import re
-from collections.abc import Callable
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lacuna_nipype.execution.progress import FreezeOnce, NodeRecord, RunProgress, step_name
+from lacuna_nipype.core.exceptions import DependencyError
+from lacuna_nipype.execution.progress import NodeRecord, RunProgress, step_name
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ def configure_nipype(*, log_dir: Path, stop_on_first_crash: bool, verbose: int =
             # A content hash would read the whole connectome for every node.
             "hash_method": "timestamp",
             "stop_on_first_crash": str(stop_on_first_crash).lower(),
-            "poll_sleep_duration": "0.02",
+            # Files of a job may appear late on a network file system.
+            "job_finished_timeout": "60",
             "check_version": "false",
         },
         "logging": {
@@ -97,6 +103,21 @@ def configure_nipype(*, log_dir: Path, stop_on_first_crash: bool, verbose: int =
     _log_to_file(log_dir / "run.log", verbose)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that says once that it cannot be written, as on a full disk, and not at every line."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            reason = error.strerror or error
+            sys.stderr.write(f"Warning: {self.baseFilename} cannot be written: {reason}.\n")
+
+
 def _log_to_file(path: Path, verbose: int) -> None:
     """Everything into the file; the terminal keeps Nipype's lines only when asked for."""
     root = logging.getLogger()
@@ -104,7 +125,7 @@ def _log_to_file(path: Path, verbose: int) -> None:
         for owner in (root, logging.getLogger("nipype")):
             for handler in list(owner.handlers):
                 owner.removeHandler(handler)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     root.addHandler(handler)
     for name in ("nipype.workflow", "nipype.utils", "nipype.interface", "lacuna_nipype"):
@@ -113,17 +134,25 @@ def _log_to_file(path: Path, verbose: int) -> None:
 
 
 def plugin_arguments(
-    plugin: str, *, nprocs: int, memory_gb: float, progress: Callable[[Any, str], None]
+    plugin: str,
+    *,
+    nprocs: int,
+    memory_gb: float,
+    progress: Callable[[Any, str], None],
+    asked: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Arguments of a Nipype plugin.
 
     Parameters
     ----------
-    plugin : {"Linear", "MultiProc"}
+    plugin : str
+        Nipype's name of it.
     nprocs : int
     memory_gb : float
     progress : callable
         Told about every node: takes it and its status.
+    asked : mapping, optional
+        The user's own, which win.
 
     Returns
     -------
@@ -136,10 +165,98 @@ def plugin_arguments(
             "memory_gb": memory_gb,
             # A step that declares more than there is runs alone instead of never.
             "raise_insufficient": False,
-            # Workers start from a small process instead of a copy of this one.
-            "mp_context": "forkserver",
         }
-    return arguments
+    return arguments | dict(asked or {})
+
+
+def require_plugin(plugin: str, plugin_args: Mapping[str, Any] | None = None) -> None:
+    """Raise when a plugin cannot work: commands are not there, or its arguments are no use.
+
+    Parameters
+    ----------
+    plugin : str
+    plugin_args : mapping, optional
+        The user's own.
+
+    Raises
+    ------
+    DependencyError
+        One sentence with the missing commands.
+    ValidationError
+        One sentence on an argument.
+    """
+    if plugin != "SLURM":
+        return
+    from lacuna_nipype.execution.slurm_commands import option_words, read_template
+
+    arguments = plugin_args or {}
+    read_template(arguments.get("template"))
+    option_words(arguments.get("sbatch_args", ""))
+    commands = ("sbatch", "squeue", "scancel", "scontrol")
+    missing = [name for name in commands if shutil.which(name) is None]
+    if missing:
+        raise DependencyError(
+            f"--plugin SLURM needs {', '.join(missing)} on PATH; start the run on a machine that "
+            "submits jobs, such as the login node, and not inside a container."
+        )
+
+
+def make_plugin(plugin: str, arguments: dict[str, Any]) -> Any:
+    """Give what runs a workflow.
+
+    Parameters
+    ----------
+    plugin : str
+        Nipype's name; for ``Linear``, ``MultiProc`` and ``SLURM`` our own stand in.
+    arguments : dict
+        See :func:`plugin_arguments`.
+
+    Returns
+    -------
+    nipype plugin
+    """
+    if plugin == "Linear":
+        from lacuna_nipype.execution.linear import GuardedLinearPlugin
+
+        return GuardedLinearPlugin(arguments)
+    if plugin == "MultiProc":
+        from lacuna_nipype.execution.multiproc import GuardedMultiProcPlugin
+
+        return GuardedMultiProcPlugin(arguments)
+    if plugin == "SLURM":
+        from lacuna_nipype.execution.slurm import GuardedSLURMPlugin
+
+        return GuardedSLURMPlugin(arguments)
+    from nipype.pipeline import plugins
+
+    return getattr(plugins, f"{plugin}Plugin")(plugin_args=arguments)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a signal to terminate end a run as Ctrl-C does: with its workers and jobs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    # nohup ignores the one that comes when the terminal closes.
+    default = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
+
+    def leave(number: int, frame: Any) -> None:
+        # The end takes a moment, and is not to be cut short.
+        for other in default:
+            signal.signal(other, signal.SIG_IGN)
+        name = signal.Signals(number).name
+        sys.stderr.write(f"Ended by {name}; run again with the same work folder to continue.\n")
+        raise SystemExit(128 + number)
+
+    for number in default:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in default:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def expanded_nodes(workflow: Any) -> list[Any]:
@@ -157,6 +274,7 @@ def run_graph(
     nprocs: int,
     memory_gb: float,
     crash_dir: Path,
+    plugin_args: Mapping[str, Any] | None = None,
 ) -> RunOutcome:
     """Run a workflow and collect what happened to its nodes.
 
@@ -170,25 +288,44 @@ def run_graph(
     memory_gb : float
     crash_dir : Path
         Where the workflow's crash files go.
+    plugin_args : mapping, optional
+        The user's own arguments of the plugin.
 
     Returns
     -------
     RunOutcome
         Failing steps do not raise: everything that does not depend on them still runs.
     """
-    progress = RunProgress(n_nodes, base_dir=workflow.base_dir, announced=plugin == "Linear")
-    told = FreezeOnce(progress)
-    arguments = plugin_arguments(plugin, nprocs=nprocs, memory_gb=memory_gb, progress=told)
+    progress = RunProgress(n_nodes, base_dir=workflow.base_dir)
+    arguments = plugin_arguments(
+        plugin, nprocs=nprocs, memory_gb=memory_gb, progress=progress, asked=plugin_args
+    )
     error = None
+    runs = make_plugin(plugin, arguments)
     try:
-        workflow.run(plugin=plugin, plugin_args=arguments)
+        with _ended_by_signals():
+            workflow.run(plugin=runs)
     except Exception as exception:  # noqa: BLE001 - nipype raises whatever a node raised
         error = _last_line(str(exception)) or type(exception).__name__
     finally:
-        gc.unfreeze()
         progress.close()
-    failures = read_failures(crash_dir, workflow.base_dir)
+    failures = _without_crash_file(
+        read_failures(crash_dir, workflow.base_dir), runs, crash_dir, workflow.base_dir
+    )
     return RunOutcome(progress.records, failures, error if error and not failures else None)
+
+
+def _without_crash_file(
+    read: tuple[Failure, ...], plugin: Any, crash_dir: Path, base_dir: str | Path | None
+) -> tuple[Failure, ...]:
+    """Add the failures that are not among the logs of the run: their disk may be full."""
+    failures = {failure.node: failure for failure in read}
+    for failed in getattr(plugin, "failed", ()):
+        crash_file = failed.crash_file and Path(failed.crash_file)
+        if crash_file is None or crash_file.parent != crash_dir:
+            name = step_name(failed.node.fullname, Path(failed.node.output_dir()), base_dir)
+            failures[name] = Failure(name, _reason(failed.traceback), crash_file)
+    return tuple(failures.values())
 
 
 def read_failures(crash_dir: Path, base_dir: str | Path | None = None) -> tuple[Failure, ...]:

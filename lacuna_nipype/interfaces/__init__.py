@@ -19,6 +19,11 @@ _MODULES = {
     "RegionalDamage": "parcels",
     "AggregateParcels": "parcels",
     "ParcelScores": "afnm",
+    "BundleAtlas": "atlases",
+    "FetchParcellation": "atlases",
+    "MapInfo": "atlases",
+    "RegionMask": "atlases",
+    "ResampleParcellation": "atlases",
     "TemplateGrid": "structural",
     "DisconnectionMap": "structural",
     "CombineSummaries": "structural",
@@ -43,6 +48,10 @@ _MODULES = {
     "TCKEdit": "mrtrix",
     "TCKInfo": "mrtrix",
     "TCKMap": "mrtrix",
+    "AssociateMaps": "group",
+    "AssociateTables": "group",
+    "CollectTable": "group",
+    "CountOverlap": "group",
     "DerivativesDataSink": "bids",
 }
 

@@ -104,8 +104,11 @@ def write_disconnection(hit, full, grid, counts, folder):
 
     percent = disconnection_percent(hit, full)
     paths = {
-        key: str(save_image(folder / f"{key}.nii.gz", data, grid.affine, dtype))
-        for key, data, dtype in (("out_file", percent, "f4"), ("valid_mask", full > 0, "u1"))
+        key: str(save_image(folder / f"{name}.nii.gz", data, grid.affine, dtype))
+        for key, name, data, dtype in (
+            ("out_file", "disconnection", percent, "f4"),
+            ("valid_mask", "valid_mask", full > 0, "u1"),
+        )
     }
     summary = summarise_disconnection(percent, grid.voxel_volume_ml, *counts)
     return {**paths, "summary": str(write_json(folder / "summary.json", summary))}

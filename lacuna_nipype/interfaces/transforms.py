@@ -24,6 +24,11 @@ class _ApplyTransformInputSpec(BaseInterfaceInputSpec):
         desc="ITK transforms (.h5, .txt, .tfm, .mat, .nii.gz) in the order in which they are "
         "applied to the image; none to change the grid only",
     )
+    require_transforms = traits.Bool(
+        False,
+        usedefault=True,
+        desc="refuse to leave the image where it is, when an earlier step gave no transforms",
+    )
     target_space = traits.Str(
         desc="standard space of the reference, where its grid does not tell; checked against the "
         "grids of the transforms"
@@ -61,11 +66,17 @@ class ApplyTransform(SimpleInterface):
     output_spec = _ApplyTransformOutputSpec
 
     def _run_interface(self, runtime):
+        from lacuna_nipype.core.exceptions import ValidationError
         from lacuna_nipype.core.files import write_json
         from lacuna_nipype.core.transforms import describe_transforms, load_checked_point_map
 
         inputs, folder = self.inputs, Path(runtime.cwd)
         paths = [Path(path) for path in _given(inputs.transforms) or []]
+        if inputs.require_transforms and not paths:
+            raise ValidationError(
+                f"No transforms came for {inputs.in_file}; connect those that bring it to "
+                f"{_given(inputs.target_space) or 'the space of the reference'}."
+            )
         (data, grid), target = _load_volume(inputs.in_file), read_grid(inputs.reference)
         point_map = load_checked_point_map(
             paths, target, space=_given(inputs.target_space), source=grid

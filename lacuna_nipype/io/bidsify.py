@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
+import io
 import os
 import zlib
 from collections import defaultdict
@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from lacuna_nipype import __version__
 from lacuna_nipype.core.exceptions import BidsError, SpatialMismatchError, ValidationError
-from lacuna_nipype.core.files import atomic_path, fingerprint, write_json
+from lacuna_nipype.core.files import atomic_path, fingerprint, open_regular, read_json, write_json
 from lacuna_nipype.core.spaces import (
     Grid,
     canonical_space,
@@ -321,10 +321,11 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         The file cannot be read or is no such table.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as stream:
+            table = list(csv.reader(stream, delimiter="\t"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValidationError(f"The table {path} cannot be read: {error}.") from error
-    cells = [row for row in csv.reader(lines, delimiter="\t") if any(map(str.strip, row))]
+    cells = [row for row in table if any(map(str.strip, row))]
     if not cells:
         raise ValidationError(f"The table {path} is empty.")
     columns = [name.strip() for name in cells[0]]
@@ -652,7 +653,7 @@ def _own_sidecar(source: Path, space: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ValidationError(
             f"The sidecar {path} of {source} cannot be read: {error}."

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import EmptyMaskError, SpatialMismatchError, ValidationError
-from lacuna_nipype.core.masks import left_share, lesion_points, share_inside
+from lacuna_nipype.core.masks import hemisphere_of, left_share, lesion_points, share_inside
 from lacuna_nipype.core.spaces import Grid
 from lacuna_nipype.io.collect import LesionRecord
 from lacuna_nipype.io.images import Mask, load_mask
@@ -22,8 +22,6 @@ from lacuna_nipype.io.normalisation import REFERENCE
 if TYPE_CHECKING:
     import pandas as pd
 
-# A lesion belongs to one hemisphere if no more than a twentieth of it lies in the other.
-ONE_SIDED_SHARE = 0.95
 # Of 36 real lesions in MNI coordinates, the one that strays furthest has 88 % inside.
 EXPECTED_SHARE_IN_BRAIN = 0.8
 
@@ -66,11 +64,7 @@ class MaskCheck:
     @property
     def hemisphere(self) -> str | None:
         """``left`` or ``right`` (at least 95 % of the lesion), else ``both``."""
-        if self.left_share is None:
-            return None
-        if self.left_share >= ONE_SIDED_SHARE:
-            return "left"
-        return "right" if self.left_share <= 1 - ONE_SIDED_SHARE else "both"
+        return None if self.left_share is None else hemisphere_of(self.left_share)
 
 
 def load_mni_brain() -> tuple[NDArray[np.bool_], Grid]:

@@ -12,7 +12,6 @@ returned as a notice, for the command line to print.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections import defaultdict
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lacuna_nipype.core.exceptions import BidsError, ValidationError
+from lacuna_nipype.core.files import read_json
 from lacuna_nipype.core.spaces import same_space
 from lacuna_nipype.io.naming import (
     ENTITY_NAMES,
@@ -376,10 +376,10 @@ def read_bids_filter_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         The file cannot be read, is no JSON object, or holds what is no filter.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ValidationError(f"The filter file {path} cannot be read: {error}.") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValidationError(f"The filter file {path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ValidationError(f'The filter file {path} must hold an object {{"lesion": ...}}.')
@@ -509,8 +509,10 @@ def _real(path: str | os.PathLike[str]) -> Path:
 def _description(root: Path) -> dict[str, Any]:
     """Read the dataset's description; empty where there is none that can be read."""
     path = root / "dataset_description.json"
+    if path.exists() and not path.is_file():
+        raise BidsError(f"{path} is no ordinary file; remove it or put the description there.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}  # masks are found by their names; a broken description need not stop a run
     generated = content.get("GeneratedBy", []) if isinstance(content, dict) else None
@@ -1002,7 +1004,7 @@ class _Sidecars:
     def _read(self, path: Path) -> dict[str, Any]:
         if path not in self._content:
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = read_json(path)
             except FileNotFoundError as error:
                 raise BidsError(_no_content([path])) from error
             except (OSError, ValueError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 from lacuna_nipype import __version__
 from lacuna_nipype.core.exceptions import BidsError
-from lacuna_nipype.core.files import atomic_path, write_json
+from lacuna_nipype.core.files import atomic_path, read_json, write_json
 
 BIDS_VERSION = "1.10.1"
 # Names of drafts and tools that the validator does not know yet. A pattern with a trailing
@@ -22,10 +21,12 @@ IGNORED = (
     "figures",
     "*_statmap.*",
     "*_relmat.*",
+    "*_probseg.tsv",
     "*_parcelstats.*",
     "*_stats.json",
     "*_desc-provenance.json",
     "*_tractography.*",
+    "*_clusters.*",
 )
 
 
@@ -60,8 +61,8 @@ def read_description(dataset: Path) -> dict[str, Any]:
     dict
     """
     try:
-        content = json.loads((dataset / "dataset_description.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        content = read_json(dataset / "dataset_description.json")
+    except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

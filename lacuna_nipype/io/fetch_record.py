@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from pathlib import Path
 
-from lacuna_nipype.core.files import get_data_dir, write_json
+from lacuna_nipype.core.files import get_data_dir, read_json, write_json
 
 
 def _record_file() -> Path:
@@ -49,7 +48,7 @@ def record_fetch(name: str, folder: Path) -> None:
 def _read() -> dict[str, str]:
     """Read what is remembered; a damaged file is as good as none and is written anew."""
     try:
-        content = json.loads(_record_file().read_text(encoding="utf-8"))
+        content = read_json(_record_file())
     except (OSError, ValueError):
         return {}
     if not isinstance(content, dict):

@@ -10,7 +10,6 @@ is there in full. Keys are held apart from everything that is written or shown.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shutil
 import time
@@ -25,7 +24,7 @@ from lacuna_nipype.connectomes.registry import find_registered, register_connect
 from lacuna_nipype.connectomes.tractogram_check import check_placement
 from lacuna_nipype.connectomes.tractogram_formats import tractogram_sidecar
 from lacuna_nipype.core.exceptions import AuthenticationError, LacunaError, ValidationError
-from lacuna_nipype.core.files import get_data_dir, write_json
+from lacuna_nipype.core.files import get_data_dir, read_json, write_json
 from lacuna_nipype.io.fetch_record import record_fetch, recorded_folder
 from lacuna_nipype.remote.credentials import Secret, Service, find_key, key_advice
 from lacuna_nipype.remote.download import DownloadState, Header, RemoteFile, download_files
@@ -444,7 +443,7 @@ def _is_finished(processed: Path, test_mode: bool) -> bool:
     from lacuna_nipype.connectomes.gsp1000 import converted_archives
 
     try:
-        content = json.loads((processed / FINISHED).read_text(encoding="utf-8"))
+        content = read_json(processed / FINISHED)
         names, was_test = list(content["Archives"]), bool(content["TestMode"])
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -12,11 +12,11 @@ from typing import Any
 
 import nibabel as nb
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.images import check_size, open_image, read_voxels
 from lacuna_nipype.core.masks import (
     binarise_mask,
     check_affine,
@@ -92,7 +92,7 @@ def load_mask(path: str | os.PathLike[str]) -> Mask:
     warnings = [*check_shear(affine, name), *_qform_warnings(header, name)]
     try:
         values = _read_values(Path(path), image)
-    except (OSError, EOFError, ValueError, MemoryError, zlib.error) as error:
+    except (OSError, ValueError, zlib.error) as error:
         raise ValidationError(
             f"{name} is truncated or damaged (its voxels cannot be read); copy it again."
         ) from error
@@ -105,8 +105,8 @@ def _load(path: Path, name: str) -> nb.Nifti1Image:
     if not path.is_file():
         raise ValidationError(f"{name} does not exist.")
     try:
-        image = nb.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+        image = open_image(path)
+    except OSError as error:
         raise ValidationError(
             f"{name} is not a readable NIfTI image (damaged, truncated or another format); "
             "export it again as .nii.gz."
@@ -142,7 +142,7 @@ def _qform_warnings(header: nb.Nifti1Header, name: str) -> list[str]:
 def _read_values(path: Path, image: nb.Nifti1Image) -> NDArray[Any]:
     """Voxel values, or whether they are 1 where all are exactly 0 or 1."""
     mask = _read_zeros_and_ones(path, image) if path.suffix == ".gz" else None
-    return np.asanyarray(image.dataobj) if mask is None else mask
+    return read_voxels(image) if mask is None else mask
 
 
 def _read_zeros_and_ones(path: Path, image: nb.Nifti1Image) -> NDArray[np.bool_] | None:
@@ -152,6 +152,7 @@ def _read_zeros_and_ones(path: Path, image: nb.Nifti1Image) -> NDArray[np.bool_]
     and seven eighths of the memory. Other threads run while a block is inflated.
     """
     stored = image.dataobj
+    check_size(image)
     if stored.dtype.kind not in "iuf" or (stored.slope, stored.inter) != (1.0, 0.0):
         return None
     inflate = zlib.decompressobj(wbits=_GZIP)

@@ -11,7 +11,6 @@ a pybids index of each participant takes 130 s, and one of all with a query for 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import string
@@ -20,11 +19,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nb
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import read_json
+from lacuna_nipype.core.images import open_image
 from lacuna_nipype.core.spaces import (
     Grid,
     canonical_space,
@@ -52,7 +52,7 @@ _OTHER_IMAGES = (
 _IMAGES = (".nii.gz", ".nii")
 _UNREADABLE = (
     *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError, IndexError),
-    zlib.error,
+    *(OverflowError, MemoryError, zlib.error),
 )
 _TRANSFORMS = (*COMPOSITE_SUFFIXES, *AFFINE_SUFFIXES)
 # Programs that draw masks write quaternions and single precision, which moves corners a little.
@@ -193,7 +193,7 @@ def _grid_of(path: Path) -> Grid:
 def _readable_grid(path: Path) -> Grid | None:
     """Grid by the header, or None where there is none to read (content not fetched, say)."""
     try:
-        image = nb.load(path)
+        image = open_image(path)
         return Grid.make(image.shape[:3], image.affine)
     except _UNREADABLE:
         return None
@@ -663,7 +663,7 @@ def _space_in_sidecar(path: Path) -> str:
     if not sidecar.is_file():
         return ""
     try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        content = read_json(sidecar)
     except (OSError, ValueError) as error:
         raise ValidationError(f"The sidecar {sidecar} cannot be read: {error}.") from error
     if not isinstance(content, dict):

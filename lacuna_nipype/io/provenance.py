@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lacuna_nipype import __version__
-from lacuna_nipype.core.files import fingerprint, write_json
+from lacuna_nipype.core.files import fingerprint, read_json, write_json
 
 PACKAGES = ("nipype", "nibabel", "numpy", "scipy", "h5py", "pandas", "nilearn", "pybids")
 
@@ -62,7 +61,7 @@ def append_run(path: Path, run: Mapping[str, Any]) -> None:
     runs: list[Any] = []
     if path.is_file():
         try:
-            runs = list(json.loads(path.read_text(encoding="utf-8"))["Runs"])
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            runs = list(read_json(path)["Runs"])
+        except (ValueError, KeyError, TypeError):
             path.rename(path.with_suffix(".damaged"))
     write_json(path, {"Runs": [*runs, run]})

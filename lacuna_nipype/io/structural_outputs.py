@@ -24,7 +24,9 @@ class StructuralOutputs:
     Parameters
     ----------
     matrix_atlases : sequence of mappings
-        ``entities`` and ``description`` of the labelled atlases to relate regions of.
+        ``entities`` and ``description`` of the labelled atlases to relate regions of, and
+        optionally ``node_files``, addresses of the tables that name them, and ``transforms``
+        to the tractogram's space.
     matrices, roi : bool
         Matrices between regions, and the disconnection of each region.
     bundles : str or None
@@ -76,7 +78,12 @@ class StructuralOutputs:
                 (
                     {**atlas["entities"], "statistic": quantity, "suffix": "relmat"},
                     {
-                        **describe_matrix("snm", quantity, weighted=self.weighted),
+                        **describe_matrix(
+                            "snm",
+                            quantity,
+                            weighted=self.weighted,
+                            node_files=atlas.get("node_files", ()),
+                        ),
                         "Atlas": atlas.get("description", {}),
                     },
                 )

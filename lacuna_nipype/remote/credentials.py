@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 from urllib.parse import quote, quote_plus
 
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import open_regular
 
 logger = logging.getLogger("lacuna_nipype")
 
@@ -176,7 +177,8 @@ def _read_entry(path: Path, entry: str) -> str | None:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        content = path.read_text(encoding="utf-8")
+        with open_regular(path) as stream:
+            content = stream.read().decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -184,7 +186,7 @@ def _read_entry(path: Path, entry: str) -> str | None:
     _report_open_permissions(path)
     try:
         entries = yaml.safe_load(content)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         # The parser quotes the line at fault, which may be the one with the key.
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1})" if mark is not None else ""

@@ -9,6 +9,7 @@ _MODULES = {
     "init_afnm_wf": "afnm",
     "init_damage_wf": "damage",
     "init_fnm_wf": "fnm",
+    "init_group_wf": "group",
     "init_lacuna_wf": "base",
     "init_lesion_wf": "lesion",
     "init_mask_wf": "mask",

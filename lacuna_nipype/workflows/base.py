@@ -169,7 +169,7 @@ def init_lacuna_wf(
                 name=mask_name,
             )
         )
-        mask_wfs[-1].inputs.inputnode.mask_file = str(lesion["mask_file"])
+        mask_wfs[-1].inputs.inputnode.mask_file = _absolute(lesion["mask_file"])
         warped = [key for key, space in spaces.items() if space in warps and key in analyses]
         lesion_wfs.append(
             init_lesion_wf(
@@ -238,6 +238,11 @@ def init_lacuna_wf(
     return workflow
 
 
+def _absolute(path: str | Path) -> str:
+    """Path as it reads from any folder: steps run in folders of their own."""
+    return str(Path(path).absolute())
+
+
 def _accounts(fnm_options) -> list[str]:
     """List what the functional pass tells of each lesion beside its maps."""
     return [
@@ -285,13 +290,15 @@ class _Parcels:
         )
         for number, atlas in enumerate(self.atlases, start=1):
             prepare = pe.Node(
-                PrepareParcels(in_file=str(atlas["image"]), labels_file=str(atlas["labels"])),
+                PrepareParcels(
+                    in_file=_absolute(atlas["image"]), labels_file=_absolute(atlas["labels"])
+                ),
                 name=f"{key}_atlas_{number}",
                 mem_gb=1.0,
             )
             transforms = atlas.get("transforms", {}).get(space, ())
             if transforms:
-                prepare.inputs.transforms = [str(path) for path in transforms]
+                prepare.inputs.transforms = [_absolute(path) for path in transforms]
             if analysis == "fnm":
                 source = (self.makers["fnm"], "outputnode.valid_mask")
             elif analysis == "snm":

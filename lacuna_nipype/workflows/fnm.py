@@ -27,7 +27,7 @@ REDUCED = (
 
 def init_fnm_wf(
     *,
-    connectome_files: Sequence[str | Path],
+    connectome_files: str | Path | Sequence[str | Path],
     method: str = "boes",
     pini_percentile: float = 20.0,
     p_maps: bool = True,
@@ -55,8 +55,9 @@ def init_fnm_wf(
 
     Parameters
     ----------
-    connectome_files : sequence of path-like
-        HDF5 files, in Lacuna's layout or of the store, that share one brain mask.
+    connectome_files : path-like or sequence of path-like
+        HDF5 files, in Lacuna's layout or of the store, that share one brain mask; those of a
+        folder are listed by :func:`lacuna_nipype.connectomes.functional.connectome_paths`.
     method : {"boes", "pini"}
         Seed: all lesion voxels, or those that load on the first principal component.
     pini_percentile : float
@@ -85,7 +86,7 @@ def init_fnm_wf(
     Inputs
     ------
     mask_files
-        List of validated lesion masks in the connectome's space, each on any grid.
+        Validated lesion mask in the connectome's space, or a list of them, each on any grid.
 
     Outputs
     -------
@@ -101,7 +102,9 @@ def init_fnm_wf(
     valid_mask
         Voxels whose series vary in some subject.
     """
-    files = [str(path) for path in connectome_files]
+    files = _absolute(connectome_files)
+    if not files:
+        raise ValueError("connectome_files is empty; give at least one HDF5 file.")
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=["mask_files"]), name="inputnode")
     outputnode = pe.Node(
@@ -158,7 +161,7 @@ def init_fnm_wf(
             name="verify",
             mem_gb=memory_gb,
         )
-        connectome.inputs.sources = [str(path) for path in verify_files]
+        connectome.inputs.sources = _absolute(verify_files)
         used = (select, "mask_files") if method == "pini" else (seeds, "out_file")
         workflow.connect(
             [
@@ -169,6 +172,12 @@ def init_fnm_wf(
             ]
         )
     return workflow
+
+
+def _absolute(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    """List one path or several as they read from any folder: steps run in folders of their own."""
+    listed = [paths] if isinstance(paths, str | Path) else paths
+    return [str(Path(path).absolute()) for path in listed]
 
 
 def _connect_selection(workflow, connectome, seeds, correlate, outputnode, percentile) -> pe.Node:

@@ -285,7 +285,10 @@ def _return_fnm(workflow, inputnode, quantities, way) -> pe.Node:
 def _plain_way(way: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a way that are given, paths as text."""
     given = {key: value for key, value in way.items() if value is not None}
-    return {**given, "transforms": [str(path) for path in given.get("transforms", ())]}
+    return {
+        **given,
+        "transforms": [str(Path(path).absolute()) for path in given.get("transforms", ())],
+    }
 
 
 def _res(resolution: str | None) -> dict[str, str]:
@@ -295,7 +298,7 @@ def _res(resolution: str | None) -> dict[str, str]:
 def _mask_sink(output_dir, entities, resolution, metadata) -> pe.Node:
     sink = pe.Node(
         DerivativesDataSink(
-            base_directory=str(output_dir),
+            base_directory=str(Path(output_dir).absolute()),
             entities={**entities, **_res(resolution), "desc": "lesion", "suffix": "mask"},
             metadata={
                 "Description": "Lesion mask as analysed.",

@@ -20,6 +20,7 @@ def init_mask_wf(
     *,
     space: str | None = None,
     normalisation: Sequence[str | Path] = (),
+    with_transforms: bool = False,
     warps: Mapping[str, Sequence[str | Path]] | None = None,
     name: str = "mask_wf",
 ) -> pe.Workflow:
@@ -39,7 +40,12 @@ def init_mask_wf(
         Standard space the mask is in, or is normalised to; a grid that contradicts it is an
         error.
     normalisation : sequence of path-like
-        Transforms of a mask in the participant's own space to the standard space, in order.
+        Transforms of a mask in the participant's own space to the standard space, in the order
+        in which they are applied.
+    with_transforms : bool
+        These transforms come from another step of the pipeline: the input node has a field
+        ``transforms`` to connect them to. It is not there otherwise, so that no mask stays
+        where it is while its transforms go nowhere.
     warps : mapping of str to sequence of path-like, optional
         Other standard spaces that the mask is needed in, and the transforms from the mask as
         found to each, in order. Nothing is interpolated twice.
@@ -59,18 +65,31 @@ def init_mask_wf(
     meta_file
         JSON, or list of them: lesion voxels, volume, remarks, what normalisation did.
 
-    With ``warps``, there are ``mask_<space>`` and ``meta_<space>`` too.
+    With ``with_transforms``, there is the input ``transforms``: a path, or a list in the order
+    of application. With ``warps``, there are the outputs ``mask_<space>`` and ``meta_<space>``.
+
+    Raises
+    ------
+    ValueError
+        Transforms were given and will be connected too, or the space they lead to is missing.
     """
+    if with_transforms and normalisation:
+        raise ValueError("Either normalisation or with_transforms, not both.")
+    if space is None and (with_transforms or normalisation):
+        raise ValueError("Transforms need to know the space that they lead to.")
     workflow = pe.Workflow(name=name)
     warps = warps or {}
-    inputnode = pe.Node(niu.IdentityInterface(fields=["mask_file"]), name="inputnode")
+    inputnode = pe.Node(
+        niu.IdentityInterface(fields=["mask_file", *(["transforms"] if with_transforms else [])]),
+        name="inputnode",
+    )
     further = [f"{kind}_{target}" for target in warps for kind in ("mask", "meta")]
     outputnode = pe.Node(
         niu.IdentityInterface(fields=["mask_file", "meta_file", *further]), name="outputnode"
     )
     validate = pe.Node(ValidateMask(), name="validate", mem_gb=0.5)
     workflow.connect(inputnode, "mask_file", validate, "in_file")
-    if not normalisation:
+    if not (normalisation or with_transforms):
         if space is not None:
             validate.inputs.space = space
         workflow.connect(
@@ -78,6 +97,9 @@ def init_mask_wf(
         )
     else:
         normalise = _warp(workflow, validate, space, normalisation, "normalise")
+        if with_transforms:
+            normalise.inputs.require_transforms = True
+            workflow.connect(inputnode, "transforms", normalise, "transforms")
         metas = pe.Node(niu.Merge(2), name="metas", run_without_submitting=True, mem_gb=0.1)
         workflow.connect(
             [
@@ -100,15 +122,12 @@ def _warp(workflow, validate, space, transforms, name) -> pe.Node:
         TemplateGrid(space=space, resolution=MASK_RESOLUTION_MM), name=f"grid_{name}", mem_gb=0.3
     )
     warp = pe.Node(
-        ApplyTransform(
-            transforms=[str(path) for path in transforms],
-            interpolation="mask",
-            target_space=space,
-            account="LesionNormalisation",
-        ),
+        ApplyTransform(interpolation="mask", target_space=space, account="LesionNormalisation"),
         name=name,
         mem_gb=1.5,
     )
+    if transforms:
+        warp.inputs.transforms = [str(Path(path).absolute()) for path in transforms]
     workflow.connect(
         [
             (validate, warp, [("out_file", "in_file")]),

@@ -88,7 +88,7 @@ def init_output_wf(
     )
     sink = pe.Node(
         DerivativesDataSink(
-            base_directory=str(output_dir),
+            base_directory=str(Path(output_dir).absolute()),
             entities={**entities, "desc": analysis},
             metadata=dict(metadata or {}),
         ),

@@ -34,6 +34,8 @@ from lacuna_nipype.interfaces.structural import (
 )
 
 ENGINES = ("mrtrix", "index")
+# Of an atlas that comes from another space.
+NODES_RESOLUTION_MM = 1.0
 # What is made once of a tractogram, for all lesions.
 SHARED = (
     "template",
@@ -53,6 +55,11 @@ OUTPUTS = (*SHARED, "meta_file")
 def _check_engine(engine: str) -> None:
     if engine not in ENGINES:
         raise ValueError(f"Unknown engine {engine!r}; one of {', '.join(ENGINES)}.")
+
+
+def _absolute(path: str | Path) -> str:
+    """Path as it reads from any folder: steps run in folders of their own."""
+    return str(Path(path).absolute())
 
 
 def init_tractogram_wf(
@@ -103,7 +110,8 @@ def init_tractogram_wf(
     index_file : path-like, optional
         Index of the tractogram that was made before, for the engine ``index``.
     node_atlases : sequence of mappings
-        ``image`` and ``labels`` of the labelled atlases to make matrices of.
+        ``image`` and ``labels`` of the labelled atlases to make matrices of; ``transforms``,
+        those that bring an atlas to the tractogram's space, where that is another.
     streamline_weights, streamline_groups : path-like, optional
         Text with one weight per streamline; table of streamlines and their bundles.
     omp_nthreads : int
@@ -135,13 +143,15 @@ def init_tractogram_wf(
     check = pe.Node(CheckTractogram(), name="check", mem_gb=0.5)
     if convert:
         source = pe.Node(
-            ConvertTractogram(in_file=str(tractogram), space=space), name="convert", mem_gb=0.5
+            ConvertTractogram(in_file=_absolute(tractogram), space=space),
+            name="convert",
+            mem_gb=0.5,
         )
         workflow.connect(source, "out_file", check, "in_file")
     else:
         # Holds the path, so that a graph can be built before the file is there.
         source = pe.Node(niu.IdentityInterface(fields=["tractogram"]), name="tractogram_buffer")
-        source.inputs.tractogram = str(tractogram)
+        source.inputs.tractogram = _absolute(tractogram)
         workflow.connect(source, "tractogram", check, "in_file")
     workflow.connect(
         [
@@ -166,21 +176,21 @@ def init_tractogram_wf(
             ]
         )
         if streamline_weights:
-            density.inputs.tck_weights = str(streamline_weights)
+            density.inputs.tck_weights = _absolute(streamline_weights)
     else:
         density = _index_nodes(
             workflow, check, grid, outputnode, space, upsample, fingerprint, index_file,
             omp_nthreads,
         )  # fmt: skip
         if streamline_weights:
-            density.inputs.streamline_weights = str(streamline_weights)
+            density.inputs.streamline_weights = _absolute(streamline_weights)
     workflow.connect(density, "out_file", outputnode, "full_tdi")
     for field, path, interface in (
         ("weights", streamline_weights, PrepareWeights),
         ("groups", streamline_groups, PrepareGroups),
     ):
         if path:
-            node = pe.Node(interface(in_file=str(path)), name=f"prepare_{field}", mem_gb=1.0)
+            node = pe.Node(interface(in_file=_absolute(path)), name=f"prepare_{field}", mem_gb=1.0)
             workflow.connect(
                 [
                     (check, node, [("n_streamlines", "n_streamlines")]),
@@ -188,7 +198,8 @@ def init_tractogram_wf(
                 ]
             )
     if node_atlases:
-        _node_atlases(workflow, check, outputnode, node_atlases, engine, omp_nthreads)
+        nodes = [_nodes_node(workflow, *item, space) for item in enumerate(node_atlases, start=1)]
+        _assign_nodes(workflow, check, outputnode, nodes, engine, omp_nthreads)
     return workflow
 
 
@@ -205,7 +216,7 @@ def _index_nodes(
     """Index the tractogram, or take the index that is there; give the node of the density."""
     index = pe.Node(niu.IdentityInterface(fields=["out_file"]), name="index_buffer")
     if index_file is not None:
-        index.inputs.out_file = str(index_file)
+        index.inputs.out_file = _absolute(index_file)
     else:
         build = pe.Node(
             BuildStreamlineIndex(space=space, num_threads=omp_nthreads),
@@ -235,20 +246,36 @@ def _index_nodes(
     return density
 
 
-def _node_atlases(workflow, check, outputnode, atlases, engine, omp_nthreads) -> None:
+def _nodes_node(workflow, number, atlas, space) -> pe.Node:
+    """Make the node that numbers an atlas's regions, in the tractogram's space."""
+    nodes = pe.Node(
+        PrepareNodes(in_file=_absolute(atlas["image"]), labels_file=_absolute(atlas["labels"])),
+        name=f"nodes_{number}",
+        mem_gb=0.5,
+    )
+    if atlas.get("transforms"):
+        nodes.inputs.transforms = [_absolute(path) for path in atlas["transforms"]]
+        grid = workflow.get_node("nodes_grid")
+        if grid is None:
+            # Streamlines end in voxels of the nodes, whatever the voxel size of the maps.
+            grid = pe.Node(
+                TemplateGrid(space=space, resolution=NODES_RESOLUTION_MM),
+                name="nodes_grid",
+                mem_gb=0.3,
+            )
+        workflow.connect(grid, "out_file", nodes, "reference")
+    return nodes
+
+
+def _assign_nodes(workflow, check, outputnode, all_nodes, engine, omp_nthreads) -> None:
     """Assign all streamlines to the nodes of each atlas, once."""
     lists = {
         field: pe.Node(
-            niu.Merge(len(atlases)), name=field, run_without_submitting=True, mem_gb=0.1
+            niu.Merge(len(all_nodes)), name=field, run_without_submitting=True, mem_gb=0.1
         )
         for field in ("assignments", "nodes_tables", "full_matrices")
     }
-    for number, atlas in enumerate(atlases, start=1):
-        nodes = pe.Node(
-            PrepareNodes(in_file=str(atlas["image"]), labels_file=str(atlas["labels"])),
-            name=f"nodes_{number}",
-            mem_gb=0.5,
-        )
+    for number, nodes in enumerate(all_nodes, start=1):
         full = pe.Node(FullMatrix(), name=f"full_matrix_{number}", mem_gb=0.5)
         if engine == "mrtrix":
             assign = pe.Node(AssignStreamlines(), name=f"assign_{number}", mem_gb=0.5)
@@ -337,7 +364,8 @@ def init_snm_wf(
     mask_file
         Validated lesion mask in the tractogram's space, on its own grid; it may be empty.
     template, tractogram, index, full_tdi
-        From :func:`init_tractogram_wf` with the same engine.
+        From :func:`init_tractogram_wf` with the same engine, one such workflow for all lesions.
+        ``SHARED`` of this module lists every field that has one name there and here.
     assignments, nodes_tables, full_matrices
         From there too, when there are atlases.
     weights, groups, n_streamlines
@@ -451,7 +479,7 @@ def _mrtrix_nodes(
         ]
     )
     if streamline_weights:
-        select.inputs.tck_weights_in = str(streamline_weights)
+        select.inputs.tck_weights_in = _absolute(streamline_weights)
         select.inputs.tck_weights_out = "hit_weights.txt"
         workflow.connect(select, "tck_weights_out", tckmap, "tck_weights")
     return (select, "positions"), disconnection

@@ -12,7 +12,6 @@ from lacuna_nipype.atlases.catalogue import (
     check_atlas,
     custom_atlas,
     find_bids_atlases,
-    select_atlases,
 )
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
 from lacuna_nipype.core.spaces import template_grid
@@ -126,47 +125,6 @@ def test_a_name_with_an_odd_part_is_no_obstacle(dataset):
 def test_a_folder_without_atlases(tmp_path):
     assert find_bids_atlases(tmp_path) == []
     assert find_bids_atlases(tmp_path / "nowhere") == []
-
-
-# Chosen
-
-
-def test_selection_keeps_the_order_asked_for_and_ignores_case(dataset):
-    names = [f"tpl-MNI152NLin6Asym_atlas-{name}" for name in ("Tian", "AAL", "Yeo")]
-    found = find_bids_atlases(dataset(*names))
-    assert ids(select_atlases(["yeo", "TIAN", "Yeo"], found, NLIN6)) == ["Yeo", "Tian"]
-
-
-def test_one_misspelt_atlas_among_several_is_an_error(dataset):
-    names = [f"tpl-MNI152NLin6Asym_atlas-{name}" for name in ("Schaefer", "Tian")]
-    found = find_bids_atlases(dataset(*names))
-    with pytest.raises(ValidationError, match="Shaefer") as error:
-        select_atlases(["Tian", "Shaefer"], found, NLIN6)
-    assert "Schaefer" in str(error.value)
-    with pytest.raises(ValidationError, match="anything"):
-        select_atlases(["anything"], [], NLIN6)
-
-
-@pytest.mark.parametrize(
-    ("space", "chosen"), [(NLIN6, NLIN6), (NLIN2009C, NLIN2009C), ("MNI152NLin2009b", NLIN2009C)]
-)
-def test_the_space_of_the_run_decides_between_variants(dataset, space, chosen):
-    root = dataset("tpl-MNI152NLin6Asym_atlas-A", "tpl-MNI152NLin2009cAsym_atlas-A")
-    (atlas,) = select_atlases(["A"], find_bids_atlases(root), space)
-    assert atlas.space == chosen
-
-
-def test_the_finest_image_is_taken(dataset):
-    root = dataset("tpl-MNI152NLin6Asym_atlas-A_res-02", size=2)
-    dataset("tpl-MNI152NLin6Asym_atlas-A_res-01", size=1)
-    dataset("tpl-MNI152NLin6Asym_atlas-A_res-03", size=3)
-    (atlas,) = select_atlases(["A"], find_bids_atlases(root), NLIN6)
-    assert "res-01" in atlas.image.name
-
-
-def test_an_atlas_of_another_space_is_better_than_none(dataset):
-    found = find_bids_atlases(dataset("tpl-MNI152NLin2009cAsym_atlas-A"))
-    assert [atlas.space for atlas in select_atlases(["A"], found, NLIN6)] == [NLIN2009C]
 
 
 # Checked

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from lacuna_nipype.cli.atlas_outputs import planned_atlases
 from lacuna_nipype.cli.inputs import gather_inputs
 from lacuna_nipype.cli.main import main
 from lacuna_nipype.cli.parser import parse_config
@@ -265,8 +266,10 @@ def finish(bids, atlas, tmp_path):
         logs = out / "logs" / run
         logs.mkdir(parents=True)
         (logs / "config.json").write_text(json.dumps(config.to_dict()))
-        paths = [out / path for path in planned_outputs(gather_inputs(config))]
-        for path in paths:
+        inputs = gather_inputs(config)
+        paths = [out / path for path in planned_outputs(inputs)]
+        atlases = [out / path for path in planned_atlases(inputs.used_atlases)]
+        for path in [*paths, *atlases]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("x")
         return out, paths
@@ -278,6 +281,18 @@ def rerun_words(lines):
     """Words of the command that is proposed."""
     (line,) = [line for line in lines if line.startswith("  lacuna-nipype ")]
     return shlex.split(line)
+
+
+def test_an_atlas_that_is_missing(bids, finish, check):
+    out, _ = finish("20260101T000000-a")
+    (table,) = out.glob("tpl-*/*_dseg.tsv")
+    table.unlink()
+    code, lines, last = check("output", bids, out)
+    assert code == 1
+    assert "lack 1 file" in last
+    assert any(table.name in line and line.startswith("atlases:") for line in lines)
+    assert "lack results" not in last
+    assert "--participant-label" not in rerun_words(lines)
 
 
 def test_a_complete_run(bids, finish, check):

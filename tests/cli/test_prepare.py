@@ -68,7 +68,7 @@ def atlas(study):
 def test_prepare(study, atlas, tmp_path):
     words = [
         study / "mini", tmp_path / "out", "--custom-parcellation", "My own", *atlas, SPACE,
-        "--parcel-atlases", "Halves", "--derivatives", study / "atlases",
+        "--parcel-atlases", "Halves", "--datasets", study / "atlases",
         "--functional-space", SPACE, "--nprocs", 2,
     ]  # fmt: skip
     done = run(*words)
@@ -95,7 +95,7 @@ def test_wrong_use_ends_in_one_sentence(study, atlas, tmp_path):
     for words, reason in [
         ([here, out], "--custom-parcellation"),
         ([study / "none", out, *own, SPACE], "does not exist"),
-        ([here, out, "--parcel-atlases", "Halves"], "--derivatives"),
+        ([here, out, "--parcel-atlases", "Halves", "--functional-space", SPACE], "'Halves'"),
         ([here, out, *own, SPACE], "does not say which space"),
         ([here, out, *own, "MNI152NLin2009cAsym", "--functional-space", SPACE], "Atlas A is in"),
         ([here, out, *own, SPACE, "--functional-space", SPACE, "--nprocs", "0"], "above 0"),

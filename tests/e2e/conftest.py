@@ -15,6 +15,7 @@ from lacuna_nipype.io.demonstration import DemonstrationPaths
 MRTRIX_COMMANDS = ("tckedit", "tckmap", "tck2connectome", "mrcalc")
 HAS_MRTRIX = all(shutil.which(name) for name in MRTRIX_COMMANDS)
 PROCESSORS = "2"
+NO_REPORTS = "--no-reports"
 
 
 def pytest_collection_modifyitems(items):
@@ -25,8 +26,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="MRtrix3 is not on PATH"))
 
 
-def command_line(*arguments):
-    return [sys.executable, "-m", "lacuna_nipype", *map(str, arguments)]
+def command_line(*arguments, reports=False):
+    """Words of the command; pages take seconds, and only their own tests ask for them."""
+    words = [str(argument) for argument in arguments]
+    if "participant" in words and not reports and NO_REPORTS not in words:
+        words.append(NO_REPORTS)
+    return [sys.executable, "-m", "lacuna_nipype", *words]
 
 
 def environment(changes=None):
@@ -51,9 +56,9 @@ def run_command(tmp_path_factory):
     """Run the command; both streams come back as one text, in the order of a terminal."""
     elsewhere = tmp_path_factory.mktemp("cwd")
 
-    def run(*arguments, env=None, timeout=120, cwd=elsewhere):
+    def run(*arguments, env=None, timeout=120, cwd=elsewhere, reports=False):
         return subprocess.run(
-            command_line(*arguments),
+            command_line(*arguments, reports=reports),
             cwd=cwd,
             env=environment(env),
             timeout=timeout,
@@ -116,7 +121,7 @@ def full_run(demonstration, full_arguments, run_command, tmp_path_factory):
             arguments = (
                 *(demonstration.bids_dir, folder / "out", "participant"),
                 *full_arguments,
-                *("--plugin", plugin, "-w", folder / "work"),
+                *("--plugin", plugin, "-w", folder / "work", NO_REPORTS),
             )
             process = run_command(*arguments)
             assert process.returncode == 0, process.stdout

@@ -150,12 +150,17 @@ def test_all_planned_outputs_are_there_and_nothing_else(multiproc):
         "sub-02/sub-02_ses-02_desc-provenance.json",
         *(f"sub-{n}/sub-{n}_desc-provenance.json" for n in ("03", "04", "05")),
     }
+    atlas = {
+        f"tpl-{SPACE}/tpl-{SPACE}_{ATLAS}_res-2_dseg{e}" for e in (".nii.gz", ".tsv", ".json")
+    }
+    atlas |= {"atlas-Demo_description.json"}
     found = {
         path.relative_to(multiproc.out).as_posix()
         for path in multiproc.out.rglob("*")
         if path.is_file() and "logs" not in path.parts
     }
-    assert found == planned | sidecars | provenance | {".bidsignore", "dataset_description.json"}
+    whole = {".bidsignore", "dataset_description.json"}
+    assert found == planned | sidecars | provenance | atlas | whole
 
 
 def test_the_plugin_does_not_change_a_byte(multiproc, linear):
@@ -618,11 +623,11 @@ def test_a_dry_run_lists_steps_and_outputs_and_writes_nothing(
     listed = {Path(line.strip()).relative_to(tmp_path / "out").as_posix() for line in outputs}
     expected = {name for lesion in LESIONS for name in expected_outputs(lesion)}
     assert expected <= listed
-    written = {
-        path.relative_to(multiproc.out).as_posix() for path in multiproc.out.rglob("sub-*/**/*")
-    }
+    written = {path.relative_to(multiproc.out).as_posix() for path in multiproc.out.rglob("*")}
     assert listed <= written
-    assert all(name.endswith(".json") for name in listed - expected)
+    assert {name for name in listed - expected if not name.endswith(".json")} == {
+        f"tpl-{SPACE}/tpl-{SPACE}_{ATLAS}_res-2_dseg{ending}" for ending in (".nii.gz", ".tsv")
+    }
     assert "  fnm_wf.correlate x 2" in steps
     assert len(steps) > 50
     assert lines[-1] == f"Dry run: {len(steps)} steps, {len(outputs)} files; nothing was run."

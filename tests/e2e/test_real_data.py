@@ -82,7 +82,7 @@ def lacuna(root: Path, out: str, *options: object) -> str:
         "--custom-parcellation", "Schaefer100", f"{atlas}.nii.gz", f"{atlas}.txt", SPACE,
         "--compute-disconnectivity-matrix", "--compute-roi-disconnection",
         "--streamline-groups", tractogram / "streamline_bundle.tsv.gz",
-        "--plugin", "MultiProc", "-w", root / f"work-{out}", *options,
+        "--plugin", "MultiProc", "-w", root / f"work-{out}", "--no-reports", *options,
     ]  # fmt: skip
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, timeout=900, check=False

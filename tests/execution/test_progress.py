@@ -1,6 +1,5 @@
 """Progress of a run, told by nodes that are not real."""
 
-import gc
 import io
 import logging
 import pickle
@@ -9,12 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lacuna_nipype.execution.progress import (
-    FreezeOnce,
-    RunProgress,
-    log_progress,
-    step_name,
-)
+from lacuna_nipype.execution.progress import RunProgress, log_progress, step_name
 
 
 class FakeNode:
@@ -103,15 +97,6 @@ def test_multiproc_does_not_announce_cached_steps(nodes, tmp_path):
     assert statuses(progress) == {"step0": "cached"}
 
 
-def test_linear_reports_steps_that_it_left_out(nodes, tmp_path):
-    """It tells their end without a start; they are not to count as cached."""
-    progress = RunProgress(3, io.StringIO(), base_dir=tmp_path, announced=True)
-    nodes[0].run_with(progress, "exception")
-    nodes[1].write_result()
-    progress(nodes[1], "end")
-    assert statuses(progress) == {"step0": "failed"}
-
-
 def test_failure_is_not_undone_by_a_later_report(nodes, progress):
     nodes[0].run_with(progress, "exception")
     progress(nodes[0], "end")
@@ -179,21 +164,3 @@ def test_log_lines_say_how_far_it_is(caplog):
     caplog.set_level(logging.INFO, logger="nipype.interface.lacuna")
     log_progress("batch.h5: subject", every_seconds=0)(7, 20)
     assert [record.getMessage() for record in caplog.records] == ["batch.h5: subject 7 of 20"]
-
-
-def test_the_graph_is_hidden_from_the_garbage_collector_at_the_first_step(nodes):
-    told = []
-    listener = FreezeOnce(lambda node, status: told.append((node.name, status)))
-    before = gc.get_freeze_count()
-    try:
-        listener(nodes[0], "start")
-        frozen = gc.get_freeze_count()
-        kept = [object() for _ in range(3)]
-        listener(nodes[0], "end")
-        assert frozen > before
-        assert gc.get_freeze_count() == frozen, kept
-    finally:
-        gc.unfreeze()
-    assert told == [("step0", "start"), ("step0", "end")]
-    pickle.loads(pickle.dumps(listener))(nodes[0], "end")  # noqa: S301
-    assert len(told) == 2

@@ -10,8 +10,14 @@ import textwrap
 
 import pytest
 
+from lacuna_nipype.core.exceptions import DependencyError, ValidationError
 from lacuna_nipype.execution.progress import RunProgress
-from lacuna_nipype.execution.runner import plugin_arguments, read_failures
+from lacuna_nipype.execution.runner import (
+    make_plugin,
+    plugin_arguments,
+    read_failures,
+    require_plugin,
+)
 
 PRELUDE = """
 import dataclasses, json, logging, sys
@@ -207,3 +213,33 @@ def test_plugin_arguments():
     assert several["status_callback"] is progress
     # A step that declares more than there is must run alone, not never.
     assert several["raise_insufficient"] is False
+
+
+def test_the_users_arguments_win():
+    arguments = plugin_arguments(
+        "MultiProc", nprocs=4, memory_gb=8.0, progress=RunProgress(1), asked={"n_procs": 1, "a": 2}
+    )
+    assert (arguments["n_procs"], arguments["memory_gb"], arguments["a"]) == (1, 8.0, 2)
+
+
+def test_ours_stand_in_for_three_of_nipypes_plugins():
+    names = {
+        name: type(make_plugin(name, {})).__name__ for name in ("Linear", "MultiProc", "SLURM")
+    }
+    assert names == {
+        "Linear": "GuardedLinearPlugin",
+        "MultiProc": "GuardedMultiProcPlugin",
+        "SLURM": "GuardedSLURMPlugin",
+    }
+    assert type(make_plugin("SGE", {})).__module__ == "nipype.pipeline.plugins.sge"
+
+
+def test_a_cluster_without_its_commands_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    require_plugin("MultiProc")
+    with pytest.raises(DependencyError, match="sbatch"):
+        require_plugin("SLURM")
+    with pytest.raises(ValidationError, match="template"):
+        require_plugin("SLURM", {"template": "nowhere.sh"})
+    with pytest.raises(ValidationError, match="quot"):
+        require_plugin("SLURM", {"sbatch_args": "--comment 'open"})

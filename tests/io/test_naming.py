@@ -23,6 +23,7 @@ STEM = "sub-01/ses-02/anat/sub-01_ses-02"
 MNI = "space-MNI152NLin6Asym"
 SCALE = "atlas-Schaefer2018_seg-7n_scale-100"
 
+GROUP = {"template": "X", "res": "2", "label": "L"}
 OUTPUTS = [
     (
         dict(SUBJECT | SPACE, res="2", desc="lesion", suffix="mask"),
@@ -86,6 +87,22 @@ OUTPUTS = [
     (
         {"template": "X", "res": "2", "label": "L", "desc": "overlap", "suffix": "probseg"},
         "tpl-X/anat/tpl-X_res-2_label-L_desc-overlap_probseg.nii.gz",
+    ),
+    (
+        dict(GROUP, session="02", statistic="overlap", desc="snm", suffix="statmap"),
+        "tpl-X/ses-02/anat/tpl-X_ses-02_res-2_label-L_stat-overlap_desc-snm_statmap.nii.gz",
+    ),
+    (
+        dict(GROUP, model="iq", statistic="t", desc="snm", suffix="statmap"),
+        "tpl-X/anat/tpl-X_res-2_label-L_model-iq_stat-t_desc-snm_statmap.nii.gz",
+    ),
+    (
+        dict(GROUP, model="iq", statistic="t", desc="lesion", suffix="clusters"),
+        "tpl-X/anat/tpl-X_res-2_label-L_model-iq_stat-t_desc-lesion_clusters.tsv",
+    ),
+    (
+        dict(GROUP, atlas="AAL", model="iq", statistic="z", desc="fnm", suffix="parcelstats"),
+        "tpl-X/anat/tpl-X_atlas-AAL_res-2_label-L_model-iq_stat-z_desc-fnm_parcelstats.tsv",
     ),
 ]
 
@@ -175,7 +192,7 @@ def test_pattern_language(entities, path):
 
 def test_all_patterns_keep_the_order_of_entities():
     order = ["sub", "tpl", "ses", "acq", "run", "space", "atlas", "seg", "scale"]
-    order += ["res", "label", "stat", "desc"]
+    order += ["res", "label", "model", "stat", "desc"]
     for pattern in load_patterns():
         keys = re.findall(r"[_/]([a-z]+)-\{", "/" + pattern.rsplit("/", 1)[1])
         assert keys == sorted(keys, key=order.index)

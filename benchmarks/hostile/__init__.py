@@ -1,0 +1,1 @@
+"""Damaged, absurd and malicious input files, and the readers that must survive them."""

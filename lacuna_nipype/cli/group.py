@@ -1,0 +1,523 @@
+"""The group level: find results, say what is to be made of them, build, run, report."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lacuna_nipype import __version__
+from lacuna_nipype.cli.collect import find_participants
+from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.cli.group_options import GroupOptions
+from lacuna_nipype.cli.participant import (
+    MISSING_PROGRAM,
+    NOT_BUILT,
+    OK,
+    SOME_FAILED,
+    USAGE,
+    _count,
+    _end,
+    _own_work_folder,
+    _say,
+    logger,
+)
+from lacuna_nipype.core.exceptions import (
+    BidsError,
+    DependencyError,
+    LacunaError,
+    ValidationError,
+)
+from lacuna_nipype.core.spaces import Grid
+from lacuna_nipype.io.derivatives import bids_uri
+from lacuna_nipype.io.group_association import (
+    SPARSE,
+    TESTED_MAPS,
+    TESTED_TABLES,
+    lesion_volumes,
+    minimum_count,
+)
+from lacuna_nipype.io.group_collect import describe_cohort_table, identification, join_columns
+from lacuna_nipype.io.group_maps import common_grid, overlap_maps
+from lacuna_nipype.io.group_results import (
+    Cohort,
+    ResultFile,
+    find_results,
+    group_cohorts,
+    parse_selection,
+    refuse_mixed_grids,
+    settle_parameters,
+)
+from lacuna_nipype.io.naming import sanitize_label
+from lacuna_nipype.io.participants import (
+    CohortDesign,
+    build_design,
+    choose_columns,
+    read_participants,
+)
+
+
+@dataclass
+class GroupPlan:
+    """What a run of the group level makes; see :func:`lacuna_nipype.workflows.init_group_wf`.
+
+    Parameters
+    ----------
+    tables, overlaps, map_tests, table_tests : list of dict
+    notices : list of str
+        Remarks for the user.
+    """
+
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    overlaps: list[dict[str, Any]] = field(default_factory=list)
+    map_tests: list[dict[str, Any]] = field(default_factory=list)
+    table_tests: list[dict[str, Any]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+
+def run_group_level(config: RunConfig, argv: Sequence[str]) -> int:
+    """Run the group level.
+
+    Parameters
+    ----------
+    config : RunConfig
+    argv : sequence of str
+        Words of the command line, for the record.
+
+    Returns
+    -------
+    int
+        Exit code; the reason is the last line printed.
+    """
+    run_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    log_dir = config.output_dir / "logs" / run_id
+    with ExitStack() as held:
+        try:
+            plan = plan_group(config)
+            for notice in dict.fromkeys(plan.notices):
+                _say(f"Note: {notice}")
+            if not config.dry_run:
+                held.enter_context(_own_work_folder(config.work_dir))
+                _prepare(config, log_dir, argv)
+        except DependencyError as error:
+            return _end(MISSING_PROGRAM, str(error))
+        except LacunaError as error:
+            return _end(USAGE, str(error))
+        except OSError as error:
+            where = error.filename or config.output_dir
+            return _end(USAGE, f"{where}: {error.strerror or error}.")
+        return _build_and_run(config, plan, log_dir)
+
+
+def _prepare(config: RunConfig, log_dir: Path, argv: Sequence[str]) -> None:
+    from lacuna_nipype.core.files import write_json
+    from lacuna_nipype.io.derivatives import (
+        dataset_lock,
+        prepare_dataset,
+        refuse_foreign_dataset,
+    )
+
+    refuse_foreign_dataset(config.output_dir)
+    with dataset_lock(config.output_dir):
+        remarks = prepare_dataset(config.output_dir, _links(config))
+    log_dir.mkdir(parents=True)
+    write_json(log_dir / "config.json", {**config.to_dict(), "command": list(argv)})
+    for remark in remarks:
+        _say(f"Note: {remark}")
+
+
+def _links(config: RunConfig) -> dict[str, Path]:
+    """Datasets that source addresses refer to."""
+    raw = config.bids_dir if config.bids_dir.is_dir() else config.bids_dir.parent
+    return {"raw": raw, **dict(config.derivatives)}
+
+
+def _build_and_run(config: RunConfig, plan: GroupPlan, log_dir: Path) -> int:
+    import traceback
+
+    from lacuna_nipype.execution.runner import configure_nipype, expanded_nodes, run_graph
+    from lacuna_nipype.workflows import init_group_wf
+
+    if not config.dry_run:
+        configure_nipype(
+            log_dir=log_dir,
+            stop_on_first_crash=config.stop_on_first_crash,
+            verbose=config.verbose,
+        )
+    try:
+        workflow = init_group_wf(
+            output_dir=config.output_dir,
+            base_dir=config.work_dir,
+            tables=plan.tables,
+            overlaps=plan.overlaps,
+            map_tests=plan.map_tests,
+            table_tests=plan.table_tests,
+            omp_nthreads=min(config.omp_nthreads or 1, config.nprocs),
+        )
+        nodes = expanded_nodes(workflow)
+        outputs = _outputs(nodes)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is not the user's data
+        logger.error("%s", traceback.format_exc())
+        return _end(NOT_BUILT, f"The graph could not be built: {error}")
+    if config.dry_run:
+        for path in outputs:
+            _say(f"  {path}")
+        return _end(OK, f"Dry run: {len(nodes)} steps, {len(outputs)} files; nothing was run.")
+    outcome = run_graph(
+        workflow,
+        n_nodes=len(nodes),
+        plugin=config.plugin,
+        nprocs=config.nprocs,
+        memory_gb=config.memory_gb,
+        crash_dir=log_dir,
+        plugin_args=config.plugin_args,
+    )
+    ran = sum(record.status == "done" for record in outcome.nodes.values())
+    cached = sum(record.status == "cached" for record in outcome.nodes.values())
+    _say(f"{ran} steps ran, {cached} were up to date, {len(outcome.failures)} failed.")
+    for failure in outcome.failures:
+        step = failure.node.split(".", 1)[-1]
+        _say(f"Error: step {step} failed: {failure.reason} (details: {failure.crash_file})")
+    missing = [path for path in outputs if not path.is_file()]
+    if outcome.error or outcome.failures or missing:
+        first = outcome.failures[0].reason if outcome.failures else outcome.error
+        reason = first or f"such as {missing[0]}."
+        return _end(
+            SOME_FAILED,
+            f"{_count(len(outcome.failures), 'step')} failed, outputs missing: {len(missing)}; "
+            f"first reason: {reason} Log: {log_dir}",
+        )
+    return _end(OK, f"{_count(len(outputs), 'result')} of the group: {config.output_dir}")
+
+
+def _outputs(nodes: Sequence[Any]) -> list[Path]:
+    """Files that the sinks of a graph will write."""
+    found: list[Path] = []
+    for node in nodes:
+        targets = getattr(node.interface, "targets", None)
+        if targets is not None:
+            found += targets()
+    if len(set(found)) < len(found):
+        twice = next(path for path in found if found.count(path) > 1)
+        raise ValidationError(f"Two results would be stored as {twice}.")
+    return found
+
+
+def plan_group(config: RunConfig) -> GroupPlan:
+    """Find the results of the participant level, and what can be made of them.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With ``group_level``.
+
+    Returns
+    -------
+    GroupPlan
+
+    Raises
+    ------
+    LacunaError
+        Nothing to put together; results of several versions, settings or grids; a score that
+        cannot be tested.
+    """
+    asked = config.group_level or GroupOptions()
+    others = [path for _, path in config.derivatives]
+    # A new folder may take what is made of results elsewhere.
+    own = [] if others and not any(config.output_dir.glob("sub-*")) else [config.output_dir]
+    results = find_results(
+        [*own, *others],
+        participants=config.participant_label,
+        sessions=config.session_label,
+    )
+    everyone = {result.participant for result in results}
+    wanted = [result for result in results if _is_wanted(result, config, asked)]
+    selection = parse_selection(asked.select)
+    cohorts = [
+        settle_parameters(cohort, selection=selection, allow_mixed=asked.allow_mixed)
+        for cohort in group_cohorts(wanted, pool_sessions=asked.pool_sessions)
+        if _is_of_use(cohort)
+    ]
+    cohorts = [cohort for cohort in cohorts if cohort.files]
+    if not cohorts:
+        raise BidsError(
+            f"No result fits (of {len(results)} found): run the "
+            "participant level first, or ask for less with --analysis, --pattern, --select, "
+            "--space and --resolution."
+        )
+    maps = [cohort for cohort in cohorts if cohort.entities["suffix"] != "parcelstats"]
+    refuse_mixed_grids(maps)
+    plan = GroupPlan()
+    table = asked.participants or find_participants([config.bids_dir, config.output_dir])
+    links = {"": config.output_dir, **_links(config)}
+    joined = join_columns(table, asked.participants_columns)
+    for cohort in cohorts:
+        if cohort.entities["suffix"] == "parcelstats":
+            missing = sorted(everyone - set(cohort.participants))
+            plan.tables.append(_table(cohort, links, asked, joined, missing))
+        elif made := _overlap(cohort, links, asked):
+            common_grid(cohort.paths)
+            plan.overlaps.append(made)
+    if asked.score or asked.group:
+        masks = [result for result in results if result.entities["suffix"] == "mask"]
+        _plan_tests(plan, cohorts, table, masks, links, asked)
+    return plan
+
+
+def _is_wanted(result: ResultFile, config: RunConfig, asked: GroupOptions) -> bool:
+    entities = result.entities
+    if config.analysis and entities["desc"] not in config.analysis:
+        return False
+    if not result.fits(config.pattern):
+        return False
+    if entities["suffix"] == "parcelstats":
+        return asked.space in (None, entities.get("space"))
+    return asked.space in (None, entities.get("space")) and asked.resolution in (
+        None,
+        entities.get("res"),
+    )
+
+
+def _is_of_use(cohort: Cohort) -> bool:
+    """Tell whether something is made of results of a kind."""
+    entities = cohort.entities
+    analysis, quantity = entities["desc"], entities.get("statistic")
+    if entities["suffix"] == "parcelstats":
+        return "atlas" in entities
+    usable = TESTED_MAPS.get(analysis, "") == quantity or bool(overlap_maps(analysis, quantity))
+    # Other maps only tell where those are valid.
+    return usable or (analysis, quantity) == ("fnm", "valid")
+
+
+def _table(
+    cohort: Cohort,
+    links: Mapping[str, Path],
+    asked: GroupOptions,
+    joined: Any,
+    missing: Sequence[str],
+) -> dict[str, Any]:
+    ids = identification(cohort, joined.table)
+    return {
+        "name": cohort.describe(),
+        "paths": cohort.paths,
+        "quantity": cohort.entities["statistic"],
+        "first_columns": [(str(name), ids[name].tolist()) for name in ids.columns],
+        "entities": {**cohort.entities, "datatype": "phenotype"},
+        "metadata": describe_cohort_table(
+            cohort,
+            links=links,
+            parameters={**_parameters(asked), "ParticipantsColumns": asked.participants_columns},
+            missing=missing,
+            joined=joined.descriptions,
+        ),
+    }
+
+
+def _parameters(asked: GroupOptions) -> dict[str, Any]:
+    """Say what every result of the group was asked for."""
+    return {
+        "Select": list(asked.select),
+        "AllowMixed": asked.allow_mixed,
+        "PoolSessions": asked.pool_sessions,
+    }
+
+
+def _metadata(cohort: Cohort, links: Mapping[str, Path], asked: GroupOptions) -> dict[str, Any]:
+    """Sidecar content that results of a cohort share."""
+    first = cohort.files[0].sidecar()
+    return {
+        **{key: first[key] for key in ("SpaceName", "Connectome", "Method") if key in first},
+        "Parameters": _parameters(asked),
+        "Participants": list(cohort.participants),
+        "Sources": [bids_uri(path, links) for path in cohort.paths],
+        "Software": {"Name": "lacuna-nipype", "Version": __version__},
+    }
+
+
+def _place(cohort: Cohort) -> dict[str, str]:
+    """Entities of the results of a cohort: in the folder of the template."""
+    kept = ("session", "acquisition", "run", "res", "label", "atlas", "segmentation", "scale")
+    if "space" not in cohort.entities:
+        raise ValidationError(
+            f"{cohort.paths[0]} names no space, so nothing says what its maps or regions refer to."
+        )
+    own = {key: value for key, value in cohort.entities.items() if key in kept}
+    return {"template": cohort.entities["space"], **own}
+
+
+def _overlap(
+    cohort: Cohort, links: Mapping[str, Path], asked: GroupOptions
+) -> dict[str, Any] | None:
+    entities = cohort.entities
+    made = overlap_maps(
+        entities["desc"], entities.get("statistic"), t_threshold=asked.overlap_threshold
+    )
+    if not made:
+        return None
+    return {
+        "name": cohort.describe(),
+        "paths": cohort.paths,
+        "made": made,
+        "entities": _place(cohort),
+        "metadata": _metadata(cohort, links, asked),
+    }
+
+
+def _plan_tests(
+    plan: GroupPlan,
+    cohorts: Sequence[Cohort],
+    table: Path | None,
+    masks: Sequence[ResultFile],
+    links: Mapping[str, Path],
+    asked: GroupOptions,
+) -> None:
+    """Add the tests of all scores and groups to a plan."""
+    if table is None:
+        raise ValidationError(
+            "There is no participants.tsv in the BIDS folder; name one with --participants."
+        )
+    rows = read_participants(table)
+    tested = [*asked.score, *asked.group]
+    choose_columns(rows, [*tested, *asked.covariates], table)
+    names = [sanitize_label(name) for name in tested]
+    if len(set(names)) < len(names):
+        raise ValidationError(
+            f"Columns {', '.join(tested)} would have one name in file names; rename one."
+        )
+    refused: dict[str, list[str]] = defaultdict(list)
+    for cohort in cohorts:
+        if not _is_tested(cohort):
+            continue
+        volumes = lesion_volumes(cohort, masks) if asked.volume_covariate else None
+        for column, name in zip(tested, names, strict=True):
+            try:
+                built = build_design(
+                    rows,
+                    cohort.participants,
+                    column,
+                    covariates=asked.covariates,
+                    volumes=volumes,
+                    groups=column in asked.group,
+                )
+            except ValidationError as error:
+                refused[str(error)].append(f"{cohort.describe()} is not tested for {column}")
+                continue
+            for who, reason in built.dropped.items():
+                plan.notices.append(f"{who} takes no part in the test for {column}: {reason}.")
+            _note_few(plan, built, asked)
+            settings = _test(cohort, built, name, links, asked)
+            if cohort.entities["suffix"] == "parcelstats":
+                plan.table_tests.append(settings)
+            else:
+                kept = Cohort(cohort.entities, settings["files"])
+                settings["valid_paths"] = _valid_maps(kept, cohorts)
+                plan.map_tests.append(settings)
+    if not plan.map_tests and not plan.table_tests:
+        raise ValidationError(next(iter(refused), "There is no map or table of regions to test."))
+    for reason, places in refused.items():
+        more = f" (nor {len(places) - 1} others)" if len(places) > 1 else ""
+        plan.notices.append(f"{places[0]}{more}: {reason}")
+
+
+def _is_tested(cohort: Cohort) -> bool:
+    entities = cohort.entities
+    analysis, quantity = entities["desc"], entities.get("statistic")
+    if entities["suffix"] == "parcelstats":
+        return quantity in TESTED_TABLES.get(analysis, ())
+    return analysis in TESTED_MAPS and TESTED_MAPS[analysis] == quantity
+
+
+def _note_few(plan: GroupPlan, built: CohortDesign, asked: GroupOptions) -> None:
+    design = built.design
+    if design.distinct_orders < asked.permutations:
+        plan.notices.append(
+            f"{design.n} participants have {design.distinct_orders:.0f} different orders: more "
+            f"permutations say nothing more, and no probability is below "
+            f"{1 / design.distinct_orders:.2g}."
+        )
+
+
+def _test(
+    cohort: Cohort,
+    built: CohortDesign,
+    name: str,
+    links: Mapping[str, Path],
+    asked: GroupOptions,
+) -> dict[str, Any]:
+    """Give the settings of a test of maps or of tables."""
+    entities = cohort.entities
+    by_name = {file.participant: file for file in cohort.files}
+    files = tuple(by_name[who] for who in built.participants)
+    kept = Cohort(entities, files)
+    design = built.design
+    touched = minimum_count(asked.min_overlap, design.n)
+    metadata = _metadata(kept, links, asked)
+    metadata["Parameters"] |= {
+        "Tested": design.tested_name,
+        "Covariates": list(design.covariate_names),
+        "Permutations": asked.permutations,
+        "Seed": asked.seed,
+        "TwoSided": True,
+        "MinimumOverlapPercent": asked.min_overlap,
+        "TFCE": asked.tfce,
+    }
+    metadata |= {
+        "Model": "Linear model with intercept and covariates; permutations of the residuals of "
+        "the score (Freedman & Lane 1983), distribution of the maximum.",
+        "NumberOfParticipants": design.n,
+        "DegreesOfFreedom": design.degrees_of_freedom,
+        "ParticipantsLeftOut": dict(built.dropped),
+        "Quantity": entities.get("statistic", "lesion"),
+    }
+    if built.levels:
+        metadata["Contrast"] = f"{built.levels[1]} against {built.levels[0]}"
+    place = {**_place(kept), "model": name, "desc": entities["desc"]}
+    if entities["suffix"] == "parcelstats":
+        place |= {"statistic": entities["statistic"], "suffix": "parcelstats"}
+    # Elsewhere zero is a value as any other, and all participants have one.
+    dense = design.n if entities["suffix"] != "parcelstats" else 1
+    return {
+        "name": f"{name}_{cohort.describe()}",
+        "files": files,
+        "paths": kept.paths,
+        "quantity": entities.get("statistic", "lesion"),
+        "design": design,
+        "minimum": touched if entities["desc"] in SPARSE else dense,
+        "permutations": asked.permutations,
+        "seed": asked.seed,
+        "tfce": asked.tfce,
+        "memory_gb": _memory(kept) if entities["suffix"] != "parcelstats" else 0.5,
+        "entities": place,
+        "metadata": metadata,
+    }
+
+
+def _memory(cohort: Cohort) -> float:
+    """Memory for a test: the values as float32, a block several times, volumes, and Python."""
+    import nibabel as nb
+
+    from lacuna_nipype.core.association import BLOCK_VALUES
+
+    image = nb.load(cohort.paths[0])
+    voxels = 1
+    for size in Grid.make(image.shape[:3], image.affine).shape:
+        voxels *= size
+    # A brain fills a third of its volume.
+    values = len(cohort.files) * voxels / 3
+    return round((4 * values + 48 * min(values, BLOCK_VALUES) + 80 * voxels) / 1e9 + 0.3, 2)
+
+
+def _valid_maps(cohort: Cohort, cohorts: Sequence[Cohort]) -> list[Path]:
+    """Find the maps that tell where those of a cohort are valid; none if one lacks its own."""
+    wanted = {**cohort.entities, "statistic": "valid"}
+    for other in cohorts:
+        if other.entities == wanted:
+            by_name = {file.participant: file.path for file in other.files}
+            if set(cohort.participants) <= set(by_name):
+                return [by_name[who] for who in cohort.participants]
+    return []

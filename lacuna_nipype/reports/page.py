@@ -1,0 +1,228 @@
+"""One HTML page of a participant: everything in one file, without anything from a network."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lacuna_nipype import __version__
+from lacuna_nipype.data import load_text
+from lacuna_nipype.reports.boilerplate import (
+    Reference,
+    bibtex,
+    citation_keys,
+    cited_references,
+    describe_methods,
+    load_references,
+)
+from lacuna_nipype.reports.results import RunRecords
+from lacuna_nipype.reports.sections import TITLES, LesionSection, Picture
+from lacuna_nipype.reports.tables import RegionTable, column_name
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+_PIECES = re.compile(r"\*\*(?P<strong>[^*]+)\*\*|\[(?P<cited>@[^\]]+)\]")
+
+
+@dataclass(frozen=True)
+class Message:
+    """A sentence at the top of the page.
+
+    Parameters
+    ----------
+    kind : {"error", "warning"}
+    text : str
+    """
+
+    kind: str
+    text: str
+
+
+def render_page(
+    participant: str,
+    sections: Sequence[LesionSection],
+    records: RunRecords,
+    messages: Sequence[Message],
+    *,
+    output_dir: Path,
+    digest: str,
+) -> str:
+    """Write the page of a participant.
+
+    Parameters
+    ----------
+    participant : str
+        Label without ``sub-``.
+    sections : sequence of LesionSection
+    records : RunRecords
+    messages : sequence of Message
+        Errors and warnings of the participant.
+    output_dir : Path
+        Links to results are relative to it.
+    digest : str
+        Stands for everything that the page was made of.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
+    methods = describe_methods(records.analyses)
+    references = cited_references(methods)
+    return _template().render(
+        participant=participant,
+        version=__version__,
+        digest=digest,
+        sections=sections,
+        messages=messages,
+        methods=[_inline(text) for text in methods.strip().split("\n\n") if text],
+        references=references,
+        methods_file=data_address(methods, "text/markdown"),
+        bib_file=data_address(bibtex(references), "text/plain"),
+        runs=_runs(records),
+        titles=TITLES,
+        table_view=table_view,
+        image=_image,
+        relative=lambda path: path.relative_to(output_dir).as_posix(),
+    )
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(load_text("report.html.jinja"))
+
+
+def data_address(text: str, kind: str) -> str:
+    """Put a text into an address, so that the page can offer it as a file."""
+    content = base64.b64encode(text.encode("utf-8")).decode("ascii")
+    return f"data:{kind};charset=utf-8;base64,{content}"
+
+
+def _image(picture: Picture) -> dict[str, Any]:
+    content = picture.path.read_bytes()
+    # Width and height stand in the header, so the page does not jump while it is drawn.
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    address = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+    return {"address": address, "width": width, "height": height}
+
+
+def _inline(text: str) -> Markup:
+    """Turn the little Markdown of the methods into HTML."""
+    from markupsafe import Markup, escape
+
+    pieces: list[Any] = []
+    position = 0
+    for match in _PIECES.finditer(text):
+        pieces.append(escape(text[position : match.start()]))
+        if match["strong"]:
+            pieces.append(Markup("<strong>{}</strong>").format(match["strong"]))
+        else:
+            known = [load_references()[key] for key in citation_keys(match["cited"])]
+            pieces.append(Markup("({})").format(Markup("; ").join(_links(known))))
+        position = match.end()
+    pieces.append(escape(text[position:]))
+    return Markup("").join(pieces)
+
+
+def _links(references: Iterable[Reference]) -> list[Markup]:
+    from markupsafe import Markup
+
+    link = Markup('<a href="#ref-{}">{}</a>')
+    return [link.format(reference.key, reference.short) for reference in references]
+
+
+def table_view(table: RegionTable) -> dict[str, Any]:
+    """Prepare a table of regions for the page.
+
+    Parameters
+    ----------
+    table : RegionTable
+
+    Returns
+    -------
+    dict
+        ``columns`` of (title, explanation, is a number), ``rows`` of cells, each (text, number
+        to sort by or None), and ``file``: the whole table as the address of a TSV.
+    """
+    frame = table.frame
+    columns: list[tuple[str, str, str, bool]] = [("name", "Region", "", False)]
+    if "network" in frame:
+        columns.append(("network", "Network", "", False))
+    if "volume_ml" in frame:
+        columns.append(("volume_ml", "Volume (ml)", "Volume of the region.", True))
+    columns += [
+        (column_name(q), q.title[0].upper() + q.title[1:] if len(q.title) > 1 else q.title,
+         table.description.get(column_name(q), ""), True)
+        for q in table.quantities
+    ]  # fmt: skip
+    values = [frame[column].tolist() for column, *_ in columns]
+    numeric = [is_number for *_, is_number in columns]
+    rows = [
+        [_cell(value, is_number) for value, is_number in zip(row, numeric, strict=True)]
+        for row in zip(*values, strict=True)
+    ]
+    whole = frame.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.10g")
+    return {
+        "columns": [(title, text, is_number) for _, title, text, is_number in columns],
+        "rows": rows,
+        "file": data_address(whole, "text/tab-separated-values"),
+    }
+
+
+def _cell(value: Any, is_number: bool) -> tuple[str, float | None]:
+    if not is_number:
+        return str(value), None
+    if value != value:
+        return "n/a", None
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}", float(f"{value:.6g}")
+
+
+def _runs(records: RunRecords) -> list[dict[str, Any]]:
+    """Describe the runs that the results come from, the last one first."""
+    used: dict[str, list[str]] = {}
+    for analysis, run in records.analyses.items():
+        used.setdefault(str(run["RunID"]), []).append(analysis)
+    by_id = {str(run["RunID"]): run for run in records.runs}
+    return [
+        {
+            "record": by_id[run_id],
+            "analyses": [TITLES[analysis] for analysis in analyses],
+            "parameters": _changed(by_id[run_id]["Parameters"]),
+            "hashes": _hashes(by_id[run_id]),
+        }
+        for run_id, analyses in sorted(used.items(), reverse=True)
+    ]
+
+
+def _changed(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Parameters that are set to something, as text."""
+    shown = []
+    for name, value in parameters.items():
+        if value in (None, [], False):
+            continue
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        shown.append((name, text))
+    return shown
+
+
+def _hashes(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Files that the run read, and their fingerprints."""
+    found = [(str(item["URI"]), str(item["Fingerprint"])) for item in run["Inputs"]]
+    for name, analysis in run["Analyses"].items():
+        connectome = analysis.get("Connectome", {})
+        if connectome.get("Fingerprint"):
+            found.append((f"{TITLES[name]}: {connectome.get('Name')}", connectome["Fingerprint"]))
+    for atlas in run["Atlases"]:
+        found.append((f"Atlas {atlas['Name']}: {atlas['Image']}", str(atlas["Fingerprint"])))
+    return found

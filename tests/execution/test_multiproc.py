@@ -1,0 +1,259 @@
+"""Steps side by side: results as nipype's own, and no fault makes the run wait for ever."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from graph_runs import GraphRun, wait_until
+
+# Four steps in a row of which the second fails, and one that has nothing to do with them.
+CHAIN = """
+def build(workflow, pe):
+    first, after, last, other = (
+        function(value, name) for name in ("first", "after", "last", "other")
+    )
+    bad = function({function}, "bad")
+    first.inputs.x = 3
+    other.inputs.x = 5
+    workflow.connect([(first, bad, [("y", "x")]), (bad, after, [("y", "x")]),
+                      (after, last, [("y", "x")])])
+    workflow.add_nodes([other])
+"""
+PIECES = """
+def build(workflow, pe):
+    pieces = function({function}, "pieces", pe.MapNode, x=[0, 1, 2, 3], iterfield=["x"])
+    sums = function(total, "sums")
+    other = function(value, "other", x=5)
+    workflow.connect(pieces, "y", sums, "x")
+    workflow.add_nodes([other])
+"""
+# A list made by a step, pieces in a row, a MapNode of one piece, a step in the main process.
+ALL_KINDS = """
+def build(workflow, pe):
+    numbers = function(value, "numbers", x=[4, 5, 6])
+    ones = function(value, "ones", x=[1])
+    twice = function(doubled, "twice", pe.MapNode, iterfield=["x"])
+    again = function(doubled, "again", pe.MapNode, iterfield=["x"])
+    single = function(doubled, "single", pe.MapNode, iterfield=["x"])
+    sums, light = function(total, "sums"), function(total, "light", run_without_submitting=True)
+    both = function(value, "both")
+    workflow.connect([
+        (numbers, twice, [("y", "x")]), (twice, again, [("y", "x")]), (again, sums, [("y", "x")]),
+        (ones, single, [("y", "x")]), (single, light, [("y", "x")]), (sums, both, [("y", "x")]),
+    ])
+"""
+SLEEPERS = """
+def build(workflow, pe):
+    workflow.add_nodes([function(sleeps, f"sleeper{n}", x=300) for n in range(2)])
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make_run(build, **options):
+        return GraphRun(tmp_path, build, plugin="MultiProc", **options)
+
+    return make_run
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("is_killed", "signal 9"),
+        ("leaves", "exit code 3"),
+        ("raises", "Mask 3 is damaged: copy it again."),
+    ],
+)
+def test_a_step_that_fails_fails_alone(make, function, reason):
+    run = make(CHAIN.format(function=function))
+    outcome = run.run()
+    assert outcome["nodes"] == {"wf.first": "done", "wf.bad": "failed", "wf.other": "done"}
+    assert list(outcome["failures"]) == ["wf.bad"]
+    assert reason in outcome["failures"]["wf.bad"]
+    assert outcome["values"]["other"] == 5
+    assert outcome["error"] is None
+    assert outcome["seconds"] < 60
+    # The folder of the step and its inputs are in the crash file too.
+    (crash,) = run.logs.glob("crash-*.txt")
+    assert str(run.work / "bad") in crash.read_text()
+
+
+def test_advice_for_a_killed_step_is_about_memory(make):
+    reason = make(CHAIN.format(function="is_killed")).run()["failures"]["wf.bad"]
+    assert "memory" in reason
+    assert "--mem" in reason
+    assert "--nprocs" in reason
+
+
+def test_missing_input_is_a_failure_and_no_endless_wait(make):
+    run = make("""
+    def build(workflow, pe):
+        from nipype.interfaces import utility as niu
+        select = pe.Node(niu.Select(), name="select")
+        select.inputs.inlist = [1, 2]
+        workflow.add_nodes([select, function(value, "other", x=5)])
+    """)
+    outcome = run.run()
+    assert outcome["nodes"] == {"wf.select": "failed", "wf.other": "done"}
+    assert "index" in outcome["failures"]["wf.select"]
+
+
+def test_input_that_cannot_be_sent_to_a_worker_is_a_failure(make):
+    run = make("""
+    def build(workflow, pe):
+        odd = function(value, "odd")
+        odd.inputs.x = lambda: 1
+        workflow.add_nodes([odd, function(value, "other", x=5)])
+    """)
+    outcome = run.run()
+    assert outcome["nodes"] == {"wf.odd": "failed", "wf.other": "done"}
+
+
+def test_a_killed_piece_of_a_mapnode(make):
+    outcome = make(PIECES.format(function="is_killed_if_one")).run()
+    assert outcome["nodes"] == {
+        **{f"wf.pieces._pieces{n}": "done" for n in (0, 2, 3)},
+        "wf.pieces._pieces1": "failed",
+        "wf.other": "done",
+    }
+    assert "signal 9" in outcome["failures"]["wf.pieces._pieces1"]
+
+
+def test_the_next_run_does_what_the_killed_one_left(make):
+    run = make(PIECES.format(function="is_killed_if_one"))
+    run.run()
+    before = {path: path.stat().st_mtime_ns for path in run.work.rglob("result_*.pklz")}
+    # The same function, which now is not killed.
+    run.rebuild(PIECES.format(function="is_killed_if_one").replace("[0, 1,", "[0, 7,"))
+    outcome = run.run()
+    assert outcome["failures"] == {}
+    assert outcome["values"]["sums"] == 12
+    statuses = outcome["nodes"]
+    assert [statuses[f"wf.pieces._pieces{n}"] for n in range(4)] == [
+        "cached",
+        "done",
+        *["cached"] * 2,
+    ]
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_commands_of_a_killed_worker_end_with_it(make):
+    run = make("""
+    def starts_and_is_killed(x):
+        import os, signal, subprocess
+        subprocess.Popen(["sleep", "300"])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def build(workflow, pe):
+        workflow.add_nodes([function(starts_and_is_killed, "bad", x=1),
+                            function(times, "slow", x=2.0)])
+    """)
+    process = run.start()
+    try:
+        wait_until(lambda: list(run.logs.glob("crash-*.txt")), say=lambda: run.printed)
+        commands = [
+            Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] for pid in run.processes()
+        ]
+        assert b"sleep" not in commands
+    finally:
+        outcome = run.finish(process)
+    # A worker that had nothing to do with it went on.
+    assert outcome["nodes"] == {"wf.bad": "failed", "wf.slow": "done"}
+
+
+def test_results_and_reports_are_as_with_nipype(tmp_path):
+    runs = {}
+    for name, options in {
+        "ours": {"plugin": "MultiProc"},
+        "theirs": {"plugin": "MultiProc", "nipype": True},
+        "linear": {"plugin": "Linear"},
+    }.items():
+        run = GraphRun(tmp_path / name, ALL_KINDS, **options)
+        runs[name] = run.run()
+        runs[f"{name} again"] = run.run()
+    # By hand: 2 * 2 * (4 + 5 + 6), and 2 * 1.
+    assert runs["ours"]["values"]["both"] == 60
+    assert runs["ours"]["values"]["light"] == 2
+    assert runs["ours"]["values"] == runs["theirs"]["values"]
+    assert runs["ours"]["values"] == runs["ours again"]["values"]
+    linear = runs["linear"]["values"]
+    assert {name: runs["ours"]["values"][name] for name in linear} == linear
+    assert runs["ours"]["nodes"] == runs["theirs"]["nodes"]
+    assert runs["ours again"]["nodes"] == runs["theirs again"]["nodes"]
+    assert set(runs["ours again"]["nodes"].values()) == {"cached"}
+
+
+def test_declared_memory_and_processors_are_respected(make):
+    run = make("""
+    def build(workflow, pe):
+        sizes = {"a": (1.5, 1), "b": (1.5, 1), "c": (0.4, 1), "d": (9.0, 1), "e": (0.1, 7)}
+        workflow.add_nodes([
+            function(times, name, x=0.4, mem_gb=memory, n_procs=processors)
+            for name, (memory, processors) in sizes.items()
+        ])
+    """)
+    values = run.run(nprocs=3, memory_gb=2.0)["values"]
+
+    def overlap(one, other):
+        return values[one][0] < values[other][1] and values[other][0] < values[one][1]
+
+    assert not overlap("a", "b")
+    # Steps that declare more than there is run, and run alone.
+    assert not any(overlap(big, other) for big in "de" for other in "abc" if big != other)
+    assert not overlap("d", "e")
+    assert "d" in values
+
+
+def test_steps_do_run_at_once(make):
+    run = make("""
+    def build(workflow, pe):
+        workflow.add_nodes([function(times, f"s{n}", x=3.0) for n in range(3)])
+    """)
+    values = run.run(nprocs=3)["values"]
+    assert max(start for start, _ in values.values()) < min(end for _, end in values.values())
+
+
+def test_stop_on_first_crash_ends_what_runs(make):
+    run = make("""
+    def build(workflow, pe):
+        bad = function(raises, "bad")
+        slow = function(sleeps, "slow", x=300)
+        workflow.connect(function(times, "first", x=1.0), "y", bad, "x")
+        workflow.add_nodes([slow])
+    """)
+    outcome = run.run(stop=True)
+    assert outcome["seconds"] < 100
+    assert list(outcome["failures"]) == ["wf.bad"]
+    wait_until(lambda: not run.processes())
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, None), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_no_process_outlives_the_run(make, number, code):
+    run = make(SLEEPERS)
+    process = run.start()
+    try:
+        wait_until(lambda: len(list(run.work.glob("*/started"))) == 2, say=lambda: run.printed)
+        # Of this process alone, as a batch system or the kernel does it.
+        os.kill(process.pid, number)
+        process.wait(60)
+        assert code is None or process.returncode == code
+        assert process.returncode != 0
+        wait_until(lambda: not run.processes(), 20)
+    finally:
+        for pid in run.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_hundreds_of_steps_cost_milliseconds_each(make):
+    run = make("""
+    def build(workflow, pe):
+        workflow.add_nodes([function(value, f"n{n}", x=n) for n in range(400)])
+    """)
+    outcome = run.run()
+    assert list(outcome["nodes"].values()) == ["done"] * 400
+    # Nipype with its usual settings takes 400 s; alone on two processors this takes 6 s.
+    assert outcome["seconds"] < 60
