@@ -12,12 +12,13 @@ demo := demo
 tutorial := $(demo)/tutorial
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test lint clean
+.PHONY: help environment demo test lint docs clean
 
 help:
 	@echo "make demo    write a small data set, run the participant level on it, name the results"
 	@echo "make test    run the test suite (PYTEST_ARGS='-k masks' selects)"
 	@echo "make lint    ruff, mypy and codespell"
+	@echo "make docs    build the documentation, warnings as errors"
 	@echo "make clean   remove the environment, the demonstration and caches"
 
 environment:
@@ -44,8 +45,13 @@ lint:
 	$(venv)/ruff check .
 	$(venv)/ruff format --check .
 	$(venv)/mypy
-	$(venv)/codespell *.md *.cff *.toml *.cfg Makefile .ci/run scripts lacuna_nipype tests
+	$(venv)/codespell *.md *.cff *.toml *.cfg Makefile .ci/run scripts lacuna_nipype tests docs
+
+docs:
+	@scripts/setup-environment.sh docs
+	$(venv)/python -m sphinx -q -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
+	@echo "Documentation: $(CURDIR)/build/docs/html/index.html"
 
 clean:
-	rm -rf .venv $(demo) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(demo) build/docs .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find lacuna_nipype tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,12 +6,13 @@ Run ``python benchmarks/resources.py --data DIR``; it takes some minutes and a g
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from lacuna_nipype.connectomes.store import StoreSource, write_store
 from lacuna_nipype.connectomes.tractogram import write_tck
 from lacuna_nipype.core.images import save_image
 from lacuna_nipype.core.spaces import Grid, grid_of_size
-from lacuna_nipype.execution.estimates import Sizes, estimate_resources
+from lacuna_nipype.execution.estimates import Estimate, Sizes, estimate_resources
 
 SPACE = "MNI152NLin6Asym"
 STEP_MM = 1.0
@@ -84,6 +85,18 @@ class Data:
         ball = _distance(grid, (-30.0, -20.0, 20.0)) < 18
         return self._make("mask.nii.gz", lambda path: save_image(path, ball, grid.affine, "f4"))
 
+    def seed(self) -> str:
+        """The mask on the functional grid."""
+        grid, _ = self.brain()
+        ball = _distance(grid, (-30.0, -20.0, 20.0)) < 18
+        return self._make("seed.nii.gz", lambda path: save_image(path, ball, grid.affine, "u1"))
+
+    def template(self) -> str:
+        """An empty image on the grid of the maps of the tractogram."""
+        grid = grid_of_size(SPACE, self.case.structural_mm)
+        empty = np.zeros(grid.shape)
+        return self._make("grid.nii.gz", lambda path: save_image(path, empty, grid.affine, "u1"))
+
     def brain(self) -> tuple[Grid, np.ndarray]:
         """Voxels of the functional connectome: an ellipsoid, a quarter of the grid."""
         grid = grid_of_size(SPACE, self.case.functional_mm)
@@ -138,21 +151,36 @@ class Data:
 
         return self._make("probabilities.nii.gz", write)
 
-    def tractogram(self) -> str:
-        def streamlines() -> Iterator[np.ndarray]:
-            for start in range(0, self.case.streamlines, 1000):
-                shape = (min(1000, self.case.streamlines - start), self.case.points, 3)
-                way = np.cumsum(self.rng.normal(0, 0.25, shape), axis=1)
-                way += self.rng.normal(size=(shape[0], 1, 3))
-                way /= np.linalg.norm(way, axis=2, keepdims=True) / STEP_MM
-                curves = np.cumsum(way, axis=1)
-                curves -= curves.mean(axis=1, keepdims=True)
-                curves += self.rng.uniform(-30, 30, (shape[0], 1, 3))
-                yield from curves.astype(np.float32)
+    def _streamlines(self) -> Iterator[np.ndarray]:
+        for start in range(0, self.case.streamlines, 1000):
+            shape = (min(1000, self.case.streamlines - start), self.case.points, 3)
+            way = np.cumsum(self.rng.normal(0, 0.25, shape), axis=1)
+            way += self.rng.normal(size=(shape[0], 1, 3))
+            way /= np.linalg.norm(way, axis=2, keepdims=True) / STEP_MM
+            curves = np.cumsum(way, axis=1)
+            curves -= curves.mean(axis=1, keepdims=True)
+            curves += self.rng.uniform(-30, 30, (shape[0], 1, 3))
+            yield from curves.astype(np.float32)
 
+    def tractogram(self) -> str:
         return self._make(
-            "tracks.tck", lambda path: write_tck(path, streamlines(), step_size=STEP_MM)
+            "tracks.tck", lambda path: write_tck(path, self._streamlines(), step_size=STEP_MM)
         )
+
+    def trk(self) -> str:
+        """The first streamlines of the tractogram in another format."""
+
+        def write(path: Path) -> None:
+            curves = itertools.islice(self._streamlines(), 50_000)
+            tractogram = nb.streamlines.Tractogram(list(curves), affine_to_rasmm=np.eye(4))
+            grid = grid_of_size(SPACE, self.case.structural_mm)
+            header = {
+                "voxel_to_rasmm": grid.affine, "dimensions": grid.shape,
+                "voxel_sizes": grid.voxel_sizes, "voxel_order": "RAS",
+            }  # fmt: skip
+            nb.streamlines.save(tractogram, str(path), header=header)
+
+        return self._make("tracks.trk", write)
 
     def weights(self) -> str:
         def write(path: Path) -> None:
@@ -388,6 +416,7 @@ def _snm_steps() -> list[Step]:
         Step("TemplateGrid", "structural", lambda d, m: {
             "space": SPACE, "resolution": d.case.structural_mm,
         }),
+        Step("ConvertTractogram", "streamlines", lambda d, m: {"in_file": d.trk()}),
         Step("CheckTractogram", "streamlines", lambda d, m: {"in_file": d.tractogram()}),
         Step("BuildStreamlineIndex", "streamlines", lambda d, m: {
             "tractogram": d.tractogram(), "reference": m["TemplateGrid"]["out_file"],
@@ -551,32 +580,32 @@ def _children(process: subprocess.Popen) -> list[int]:
         return []
 
 
-def run_case(case: Case, folder: Path, only: set[str] | None = None) -> Iterator[tuple[Step, Any]]:
+def run_case(
+    case: Case, folder: Path, only: Sequence[str] = (), made: Mapping[str, Any] | None = None
+) -> Iterator[tuple[Step, Measured, Estimate]]:
     """Measure the steps of a case one after the other.
 
     Parameters
     ----------
     case : Case
     folder : Path
-    only : set of str, optional
-        Names of interfaces; those that they need must be among them.
-
-    Yields
-    ------
-    Step, (Measured, Estimate)
+    only : sequence of str
+        Keys of the steps to run; all where there are none.
+    made : mapping, optional
+        What steps have made that do not run, by their keys.
     """
-    data, made = Data(case, folder / case.name / "data"), {}
+    data, known = Data(case, folder / case.name / "data"), dict(made or {})
+    sizes = data.sizes()
     for step in all_steps():
         # A store does not hold the series that maps are verified with.
         verifiable = step.name != "VerifyMaps" or case.layout == "series"
-        if not verifiable or (only is not None and step.name not in only):
+        if not verifiable or (only and step.key not in only):
             continue
-        measured = measure(step, data, made)
-        made[step.key] = measured.made
-        sizes = data.sizes()
-        if "transforms" not in step.inputs(data, made):
-            sizes = replace(sizes, transform_bytes=0)
-        yield step, (measured, estimate_resources(step.name, sizes))
+        measured = measure(step, data, known)
+        is_warped = "transforms" in step.inputs(data, known)
+        known[step.key] = measured.made
+        own = sizes if is_warped else replace(sizes, transform_bytes=0)
+        yield step, measured, estimate_resources(step.name, own)
 
 
 def main() -> None:
@@ -584,15 +613,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder for the data")
     parser.add_argument("--cases", nargs="+", default=[case.name for case in CASES])
-    parser.add_argument("--steps", nargs="+", help="interfaces to measure, and those they need")
+    parser.add_argument(
+        "--steps", nargs="+", default=[], help="interfaces to measure, and those they need"
+    )
     arguments = parser.parse_args()
-    only = set(arguments.steps) if arguments.steps else None
     print("| Step | case | measured, GB | resident | estimated | ratio | seconds | estimated |")
     print("|---|---|---|---|---|---|---|---|")
     for case in CASES:
         if case.name not in arguments.cases:
             continue
-        for step, (measured, estimate) in run_case(case, arguments.data, only):
+        for step, measured, estimate in run_case(case, arguments.data, arguments.steps):
             print(
                 f"| {step.key} | {case.name} | {measured.gb:.3f} | {measured.resident:.3f} "
                 f"| {estimate.mem_gb:.3f} | {estimate.mem_gb / measured.gb:.2f} "

@@ -27,6 +27,7 @@ extensions = [
     "workflow_graph",
 ]
 exclude_patterns = ["examples", "extensions"]
+highlight_language = "text"
 # Two hyphens begin an option and shall not become a dash.
 smartquotes = False
 

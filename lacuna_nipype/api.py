@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 
 _ENDINGS: dict[int, type[LacunaError]] = {2: ValidationError, 127: DependencyError}
 # What the command has and a call has not: its places are arguments, and it must run.
-_NOT_SETTINGS = ("help", "version", "bids_dir", "output_dir", "analysis_level", "dry_run")
+_NOT_SETTINGS = (
+    *("help", "version", "bids_dir", "output_dir", "analysis_level", "dry_run"),
+    *("submit", "array_size", "submit_part"),
+)
 _RESOURCE_FLAGS = {"nprocs": "--nprocs", "omp_nthreads": "--omp-nthreads"}
 _PATIENCE_S = 15.0
 

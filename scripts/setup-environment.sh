@@ -4,6 +4,7 @@
 #
 #   scripts/setup-environment.sh test    package, test tools, MRtrix3
 #   scripts/setup-environment.sh lint    package, lint tools
+#   scripts/setup-environment.sh docs    package, what builds the documentation
 #
 # What is done is recorded in .venv/lacuna-setup and not done again until pyproject.toml changes.
 # PYTHON names the interpreter to build on; without it, the first on PATH that is new enough.
@@ -11,7 +12,7 @@ set -euo pipefail
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-extra=${1:?usage: setup-environment.sh test|lint}
+extra=${1:?usage: setup-environment.sh test|lint|docs}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 state=.venv/lacuna-setup
@@ -171,7 +172,7 @@ install_mrtrix() {
 
 environment_is_sound || make_environment
 install_package
-[[ $extra != lint ]] || exit 0
+[[ $extra == test ]] || exit 0
 
 # Nothing needs MRtrix3 but the engine of that name and the tests that compare with it.
 install_mrtrix ||

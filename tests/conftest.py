@@ -23,6 +23,7 @@ _load("loopback")
 _load("slurm_cluster")
 _load("group_data")
 _load("siibra_server")
+_load("run_results")
 
 
 @pytest.fixture(autouse=True)

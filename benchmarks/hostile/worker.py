@@ -24,7 +24,7 @@ from .kinds import KINDS, Kind
 from .mutations import pick, spoil
 
 # Every so many cases one goes through the command line.
-COMMAND_EVERY = int(os.environ.get("HOSTILE_COMMAND_EVERY", "10"))
+COMMAND_EVERY = 10
 # A reader may take so long; a command longer.
 CASE_SECONDS = 20
 # What a process may map, and what it may really use, beyond what it needs without any case.

@@ -1,7 +1,7 @@
 """The directive ``usage``: what the parser of a command knows, as a page.
 
-``usage:: module:function`` takes the parser that ``function()`` gives; with ``:prog:``, the function
-fills a parser of that name. Subcommands become sections.
+``usage:: module:function`` takes the parser that ``function()`` gives; with ``:prog:``, the
+function fills a parser of that name. Subcommands become sections.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def _section(title: str, scope: str = "") -> nodes.section:
     return section
 
 
-def _argument(parser: argparse.ArgumentParser, action: argparse.Action) -> nodes.definition_list_item:
+def _argument(
+    parser: argparse.ArgumentParser, action: argparse.Action
+) -> nodes.definition_list_item:
     formatter = parser._get_formatter()
     if action.option_strings:
         values = "" if action.nargs == 0 else formatter._format_args(action, action.dest.upper())

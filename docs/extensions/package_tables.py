@@ -47,8 +47,8 @@ def _matrices() -> tuple[list[str], Iterable[Sequence[str]]]:
     return ["desc", "stat", "Content", "Units"], rows
 
 
-# What the files of a pattern are, by the beginning of the pattern and its suffix. A pattern that is
-# not here ends the build: a new kind of file needs a sentence.
+# What the files of a pattern are, by the beginning of the pattern and its suffix. A pattern that
+# is not here ends the build: a new kind of file needs a sentence.
 _FILES = {
     ("sub", "mask"): "the lesion as analysed, in the space of the results",
     ("sub", "statmap"): "maps, see below",
@@ -64,6 +64,8 @@ _FILES = {
     ("tpl", "parcelstats"): "test of every region",
     ("tpl", "dseg|probseg"): "the atlas that was used, with its labels",
 }
+# In nearly every name, and the same in all; the page says it once.
+_RARE = "[_acq-{acquisition}][_run-{run}]"
 _FIELD = re.compile(r"\{(\w+)(?:<([^>]*)>)?(?:\|([^}]*))?\}")
 
 
@@ -72,7 +74,7 @@ def _files() -> tuple[list[str], Iterable[Sequence[str]]]:
     for pattern in data.load_json("lacuna_bids_config.json")["default_path_patterns"]:
         folder, _, name = pattern.rpartition("/")
         fields = {match[1]: match[2] for match in _FIELD.finditer(name)}
-        kind = name.split("-")[0].split("[")[0].removesuffix("_")
+        kind = re.split(r"[-\[]", name)[0]
         meaning = _FILES[kind, fields.get("suffix") or fields["desc"]]
         rows.append((Code(_readable(folder)), Code(_readable(name)), meaning))
     return ["Folder", "Name", "What it is"], rows
@@ -82,16 +84,12 @@ def _readable(pattern: str) -> str:
     """Write a pattern as people do: a place for a value, or the values there are."""
 
     def replace(match: re.Match[str]) -> str:
-        name, allowed = match[1], match[2]
-        if name == "extension":
-            return allowed.split("|")[0]
-        if name == "datatype":
-            return allowed.split("|")[0]
-        return allowed.replace("|", ",").join("{}") if allowed and "|" in allowed else (
-            allowed or "<>"
-        )
+        values = (match[2] or "<>").split("|")
+        if match[1] == "extension":
+            return values[0]
+        return values[0] if len(values) == 1 else "{" + ",".join(values) + "}"
 
-    return _FIELD.sub(replace, pattern)
+    return _FIELD.sub(replace, pattern.replace(_RARE, ""))
 
 
 def _overlaps() -> tuple[list[str], Iterable[Sequence[str]]]:
@@ -243,7 +241,7 @@ class Interfaces(Directive):
 
 
 def _meaning(trait: Any) -> str:
-    """Description of an input, and whether it must be given or what it is otherwise."""
+    """Describe an input, and say whether it must be given or what it is otherwise."""
     text = trait.desc or ""
     if trait.mandatory:
         return f"{text} (mandatory)"

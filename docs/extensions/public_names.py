@@ -35,7 +35,15 @@ class PublicNames(Directive):
         return container.children
 
 
+def use_dashes(app: Any, doctree: nodes.document) -> None:
+    """Write the two hyphens behind the name of a parameter, which are Sphinx's, as a dash."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text.startswith(" -- "):
+            text.parent.replace(text, nodes.Text(f" \N{EN DASH} {text[4:]}"))
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Register the directive."""
     app.add_directive("public-names", PublicNames)
+    app.connect("doctree-read", use_dashes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import open_regular
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def read_labels(path: Path) -> list[RegionName]:
         The file is missing, not text, empty, or has doubled numbers or names.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open_regular(path) as stream:
+            text = stream.read().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ValidationError(f"Labels file {path} does not exist.") from error
     except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 import nibabel as nb
 import numpy as np
 import scipy.sparse as sp
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from lacuna_nipype.atlases.labels import RegionName, read_labels
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import atomic_path
+from lacuna_nipype.core.images import open_image, read_voxels, verify_checksum
 from lacuna_nipype.core.parcels import (
     Parcels,
     SparseSampler,
@@ -90,11 +88,10 @@ def open_atlas(path: Path) -> tuple[nb.Nifti1Image, Grid, int]:
         The file is missing or no NIfTI image of three or four dimensions.
     """
     try:
-        image = nb.load(path, keep_file_open=True)
+        image = open_image(path, keep_file_open=True)
     except FileNotFoundError as error:
         raise ValidationError(f"Atlas image {path} does not exist.") from error
-    except (ImageFileError, HeaderDataError, OSError, EOFError, TypeError, zlib.error) as error:
-        # TypeError: formats without voxels, such as surfaces, do not know keep_file_open.
+    except OSError as error:
         raise ValidationError(f"Atlas image {path} is not a readable NIfTI image.") from error
     if not isinstance(image, nb.Nifti1Image | nb.Nifti2Image):
         raise ValidationError(f"Atlas image {path} is a {type(image).__name__}, not NIfTI.")
@@ -110,9 +107,18 @@ def open_atlas(path: Path) -> tuple[nb.Nifti1Image, Grid, int]:
 def _read(image: nb.Nifti1Image, path: Path, volume: int | None = None) -> NDArray[Any]:
     try:
         if volume is None:
-            return np.asanyarray(image.dataobj).reshape(image.shape[:3])
-        return np.asanyarray(image.dataobj[..., volume])
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+            return read_voxels(image).reshape(image.shape[:3])
+        return read_voxels(image, volume)
+    except (OSError, ValueError) as error:
+        raise ValidationError(
+            f"Atlas image {path} is damaged or truncated; copy it again."
+        ) from error
+
+
+def _check_whole(image: nb.Nifti1Image, path: Path) -> None:
+    try:
+        verify_checksum(image)
+    except OSError as error:
         raise ValidationError(
             f"Atlas image {path} is damaged or truncated; copy it again."
         ) from error
@@ -242,6 +248,7 @@ def _volume_weights(
             voxels, values = sampler(data, voxels)
         places.append(voxels.astype(np.int32))
         weights.append(values)
+    _check_whole(image, path)
     starts = np.cumsum([0, *map(len, places)])
     rows = np.concatenate(weights)
     # One copy at a time.

@@ -114,7 +114,8 @@ def write_atlases(
         image = output_dir / atlas_path(atlas)
         old = _read(sidecar_path(image))
         if not _is_current(image, old, content):
-            if image.is_file() and old.get("SourceSHA256") != content["SourceSHA256"]:
+            sources = ("SourceSHA256", "LabelsSHA256")
+            if any(key in old and old[key] != content[key] for key in sources):
                 remarks.append(
                     f"{image} was another atlas of the name {atlas.id}; it is that of this run "
                     "now, and results that this run does not do were made with the other."

@@ -57,6 +57,12 @@ class RunConfig:
     overwrite : bool
         Do again what an earlier run completed.
     stop_on_first_crash, dry_run : bool
+    submit : str or None
+        How the run is handed to a cluster as a whole, instead of being run here.
+    array_size : int or None
+        Tasks of the array then; None for one per connectome file.
+    submit_part : str or None
+        The part of the pass that a task of the array does, such as ``correlate:0/12``.
     reports : bool
         Write a page of every participant.
     reports_only : bool
@@ -112,6 +118,9 @@ class RunConfig:
     overwrite: bool = False
     stop_on_first_crash: bool = False
     dry_run: bool = False
+    submit: str | None = None
+    array_size: int | None = None
+    submit_part: str | None = None
     reports: bool = True
     reports_only: bool = False
     verbose: int = 0

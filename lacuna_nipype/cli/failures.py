@@ -15,9 +15,12 @@ _HINTS = {
         "Killed or out of memory: let fewer steps run at once (--nprocs), or give the run more "
         "memory (--mem, or the job's own limit on a cluster)."
     ),
-    r"no space left|disk quota exceeded|disk full": (
+    r"no space left|disk quota exceeded|disk full|\berrno (28|122)\b": (
         "Disk full: free some, or move the work folder with -w; the same command goes on from "
         "there."
+    ),
+    r"file too large|\berrno 27\b": (
+        "File too large: raise the limit of file size (ulimit -f), or use another file system."
     ),
     r"templateflow|_xfm\.h5|fetch templates": (
         "Template missing: `lacuna-nipype fetch templates --for SPACE ...` gets it where there "
@@ -32,7 +35,9 @@ _HINTS = {
 }
 
 
-def failure_table(failures: Sequence[Failure], lesions: Sequence[Lesion]) -> list[str]:
+def failure_table(
+    failures: Sequence[Failure], lesions: Sequence[Lesion], error: str | None = None
+) -> list[str]:
     """Lay out the failed steps of a run.
 
     Parameters
@@ -40,15 +45,19 @@ def failure_table(failures: Sequence[Failure], lesions: Sequence[Lesion]) -> lis
     failures : sequence of Failure
     lesions : sequence of Lesion
         All of the run.
+    error : str, optional
+        Why the run ended early, where no step is to blame.
 
     Returns
     -------
     list of str
         Lines: a heading, one per step (lesion, or "all" for a step that many share; step; reason;
-        crash file), and hints, each once. None where nothing failed.
+        crash file), and hints, each once; nothing where nothing failed.
     """
+    reasons = [*(failure.reason for failure in failures), *([error] if error else [])]
+    hints = [f"Hint: {hint}" for pattern, hint in _HINTS.items() if _occurs(pattern, reasons)]
     if not failures:
-        return []
+        return hints
     rows = [("lesion", "step", "reason", "details")]
     for failure in failures:
         key, step = _whose(failure.node, lesions)
@@ -57,12 +66,11 @@ def failure_table(failures: Sequence[Failure], lesions: Sequence[Lesion]) -> lis
     lines = ["Failed steps:"]
     for key, step, reason, details in rows:
         lines.append(f"  {key.ljust(widths[0])}  {step.ljust(widths[1])}  {reason}  {details}")
-    hints = [hint for pattern, hint in _HINTS.items() if _occurs(pattern, failures)]
-    return [*(line.rstrip() for line in lines), *(f"Hint: {hint}" for hint in hints)]
+    return [*(line.rstrip() for line in lines), *hints]
 
 
-def _occurs(pattern: str, failures: Sequence[Failure]) -> bool:
-    return any(re.search(pattern, failure.reason, re.IGNORECASE) for failure in failures)
+def _occurs(pattern: str, reasons: Sequence[str]) -> bool:
+    return any(re.search(pattern, reason, re.IGNORECASE) for reason in reasons)
 
 
 def _whose(node: str, lesions: Sequence[Lesion]) -> tuple[str, str]:

@@ -48,7 +48,7 @@ from lacuna_nipype.io.normalisation import (
     is_native,
     is_native_space,
 )
-from lacuna_nipype.io.provenance import combined_fingerprint, fingerprint
+from lacuna_nipype.io.provenance import combine_fingerprints, fingerprint
 
 FNM_METHODS = {
     "boes": "Mean raw series of the lesion's voxels correlated with every voxel "
@@ -131,6 +131,8 @@ class RunInputs:
         Source series to verify functional maps against; empty for no verification.
     spaces : Spaces
         Where maps are made and where they go.
+    functional_content : tuple of str
+        Fingerprints of the functional connectome's files.
     """
 
     analyses: tuple[str, ...]
@@ -144,6 +146,7 @@ class RunInputs:
     matrix: MatchedMatrix | None = None
     verify_files: tuple[Path, ...] = ()
     spaces: Spaces = field(default_factory=Spaces)
+    functional_content: tuple[str, ...] = ()
 
     def atlas_routes(self, atlas: Atlas) -> dict[str, list[Path]]:
         """Find the way of an atlas to every space of the run that is not its own."""
@@ -268,12 +271,14 @@ def gather_inputs(config: RunConfig) -> RunInputs:
     if config.mask_space is not None and not is_native_space(config.mask_space):
         canonical_space(config.mask_space)
     functional = tractogram = structural = None
+    content: tuple[str, ...] = ()
     notices: list[str] = []
     entries: dict[str, RegisteredConnectome | None] = {}
     if "fnm" in analyses and config.functional_connectome is not None:
         entry = registered_entry(config.functional_connectome, "functional", notices)
         space = config.functional_space or (entry.space if entry else None)
         functional = open_connectome(config.functional_connectome, space)
+        content = tuple(fingerprint(path) for path in functional.paths)
         entries["fnm"] = entry
         hint = conversion_hint(functional.files)
         notices += [hint] if hint else []
@@ -327,11 +332,12 @@ def gather_inputs(config: RunConfig) -> RunInputs:
     )
     return RunInputs(
         analyses, inspection, tuple(atlases), functional, structural, tuple(notices),
-        _metadata(config, analyses, functional, structural, matrix, entries),
+        _metadata(config, analyses, functional, content, structural, matrix, entries),
         MapOptions(config.p_map, config.fdr_alpha, config.t_threshold),
         matrix,
         verify_files,
         _spaces(config, functional, structural),
+        content,
     )  # fmt: skip
 
 
@@ -387,6 +393,7 @@ def _metadata(
     config: RunConfig,
     analyses: Sequence[str],
     functional: FunctionalConnectome | None,
+    content: Sequence[str],
     structural: StructuralPlan | None,
     matrix: MatchedMatrix | None,
     entries: Mapping[str, RegisteredConnectome | None],
@@ -417,7 +424,7 @@ def _metadata(
                 "SpaceName": functional.space,
                 "NumberOfFiles": len(functional.files),
                 "NumberOfSubjects": functional.n_subjects,
-                "Fingerprint": combined_fingerprint(functional.paths),
+                "Fingerprint": combine_fingerprints(content),
                 **_precision(functional),
             },
         }

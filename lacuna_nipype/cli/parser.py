@@ -18,6 +18,7 @@ from lacuna_nipype.cli.group_options import (
 )
 from lacuna_nipype.cli.plugins import json_object, merge_plugin, plugin_file, plugin_name
 from lacuna_nipype.cli.registered import connectome_location
+from lacuna_nipype.cli.submit import PROCESSORS, WAYS, part_name
 
 ANALYSES = ("rd", "fnm", "snm", "afnm")
 LESION = "lesion"  # the masks themselves, at the group level
@@ -30,6 +31,9 @@ it is connected to (fnm, and afnm by regions), which connections it cuts (snm)."
 EPILOG = """\
 other commands:
   lacuna-nipype tutorial DIR    write a demonstration dataset and the command to run on it
+  lacuna-nipype fetch NAME      download, convert and register a public connectome
+  lacuna-nipype atlas {list,show,regions,spaces,fetch,register,unregister,bundle,info} ...
+                                find atlases, and give your own a name
   lacuna-nipype bidsify IN OUT --space SPACE
                                 make a BIDS dataset of a folder of masks
   lacuna-nipype collect DERIV   put the parcel tables of all participants side by side
@@ -328,6 +332,17 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         help="YAML with plugin and plugin_args, in place of the two flags",
     )  # fmt: skip
     group.add_argument(
+        "--submit", choices=WAYS,
+        help="hand the run to SLURM and leave: an array of jobs for the pass over the functional "
+        "connectome, and one job after it for everything else; with --dry-run the scripts are "
+        "only printed",
+    )  # fmt: skip
+    group.add_argument(
+        "--array-size", type=_positive, metavar="N",
+        help="tasks of that array (default: one for each file of the connectome)",
+    )  # fmt: skip
+    group.add_argument("--submit-part", type=part_name, help=argparse.SUPPRESS)
+    group.add_argument(
         "--nprocs", "--nthreads", "--n-cpus", type=_positive, metavar="N",
         help="processors to use (default: all that are allowed)",
     )  # fmt: skip
@@ -408,6 +423,12 @@ def _fill_resources(options: dict) -> None:
     from lacuna_nipype.execution.resources import available_memory_gb, available_processors
 
     asked = options["plugin_args"]
+    if options["submit"]:
+        # What this machine has says nothing of those that the jobs will run on.
+        options["nprocs"] = options["nprocs"] or PROCESSORS
+        options["omp_nthreads"] = options["omp_nthreads"] or 0
+        options["memory_gb"] = options["memory_gb"] or 0.0
+        return
     options["nprocs"] = options["nprocs"] or asked.get("n_procs") or available_processors()
     options["omp_nthreads"] = options["omp_nthreads"] or 0
     options["memory_gb"] = (
@@ -445,6 +466,8 @@ def _find_problem(options: dict) -> str | None:
     problem = find_group_problem(options)
     if problem or options["analysis_level"] == "group":
         return problem
+    if options["array_size"] and not options["submit"]:
+        return "--array-size needs --submit slurm-array"
     asked = options["analysis"]
     if LESION in asked:
         return f"--analysis {LESION} is for the group level"

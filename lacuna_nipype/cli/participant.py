@@ -46,15 +46,21 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
     int
         Exit code; the reason is the last line printed.
     """
+    from lacuna_nipype.cli.claims import claimed
     from lacuna_nipype.cli.inputs import gather_inputs
     from lacuna_nipype.cli.recovery import begin, plan_recovery
     from lacuna_nipype.cli.reports import Reporter, rebuild_reports
+    from lacuna_nipype.cli.submit import run_part, submit_run
     from lacuna_nipype.execution.runner import require_plugin
 
     if config.reports_only:
         return rebuild_reports(config)
+    if config.submit_part is not None:
+        return run_part(config, config.submit_part)
     started = datetime.now(timezone.utc)
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    if config.submit is not None:
+        return submit_run(config, run_id)
     log_dir = config.output_dir / "logs" / run_id
     with ExitStack() as held:
         try:
@@ -68,6 +74,7 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
                 _prepare_output(config, inputs, log_dir, links)
             recovery = plan_recovery(config, inputs)
             if recovery.inputs.inspection.lesions and not config.dry_run:
+                held.enter_context(claimed(config.output_dir, run_id, recovery.signatures))
                 begin(config, recovery)
             reporter = Reporter(config, inputs, run_id, started)
             reporter.begin()
@@ -77,14 +84,18 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
             return _end(USAGE, str(error))
         except OSError as error:
             return _end(USAGE, _describe_os_error(error, config.output_dir))
+        problems: list[str] = []
         if not inputs.inspection.lesions:
-            reporter.end()
+            with _noting(problems, log_dir):
+                reporter.end()
             return _end_without_lesions(inputs)
         if recovery.up_to_date:
             done = _count(len(recovery.up_to_date), "lesion")
             _say(f"{done} of an earlier run up to date (--overwrite does them again).")
         if not recovery.inputs.inspection.lesions:
-            return _end_up_to_date(config, inputs, reporter.end())
+            with _noting(problems, log_dir):
+                problems += reporter.end()
+            return _end_up_to_date(config, inputs, problems)
         return _build_and_run(config, recovery, links, log_dir, run_id, started, argv, reporter)
 
 
@@ -119,7 +130,11 @@ def _build_and_run(
     reporter: Reporter,
 ) -> int:
     from lacuna_nipype.cli.recovery import end
+    from lacuna_nipype.cli.sizes import run_sizes
+    from lacuna_nipype.cli.submit import clear_passes
+    from lacuna_nipype.execution.estimates import apply_estimates
     from lacuna_nipype.execution.runner import configure_nipype, expanded_nodes, run_graph
+    from lacuna_nipype.execution.threads import limited_threads
 
     if not config.dry_run:
         try:
@@ -133,6 +148,7 @@ def _build_and_run(
     inputs = recovery.inputs
     try:
         workflow = build_workflow(config, inputs, links)
+        apply_estimates(workflow, run_sizes(config, inputs, _pass_memory(config, inputs)))
         nodes = expanded_nodes(workflow)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is not the user's data
         logger.error("%s", traceback.format_exc())
@@ -140,15 +156,18 @@ def _build_and_run(
         return _end(NOT_BUILT, f"The graph could not be built: {error}{where}")
     if config.dry_run:
         return _show_plan(nodes, config, inputs)
-    outcome = run_graph(
-        workflow,
-        n_nodes=len(nodes),
-        plugin=config.plugin,
-        nprocs=config.nprocs,
-        memory_gb=config.memory_gb,
-        crash_dir=log_dir,
-        plugin_args=config.plugin_args,
-    )
+    with limited_threads(config.omp_nthreads):
+        outcome = run_graph(
+            workflow,
+            n_nodes=len(nodes),
+            plugin=config.plugin,
+            nprocs=config.nprocs,
+            memory_gb=config.memory_gb,
+            crash_dir=log_dir,
+            plugin_args=config.plugin_args,
+        )
+    if not (outcome.error or outcome.failures):
+        clear_passes(config)
     problems: list[str] = []
     with _noting(problems, config.output_dir):
         _record(config, inputs, outcome, links, run_id, started, argv)
@@ -235,9 +254,10 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
     nipype Workflow
     """
     from lacuna_nipype.atlases.catalogue import atlas_description
+    from lacuna_nipype.cli.submit import passes_folder
     from lacuna_nipype.workflows import init_lacuna_wf
 
-    functional = inputs.functional
+    functional, passes = inputs.functional, passes_folder(config)
     return init_lacuna_wf(
         lesions=[
             _lesion_arguments(lesion, links, config, inputs)
@@ -258,6 +278,7 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
             for atlas in inputs.atlases
         ],
         functional_files=functional.paths if functional else (),
+        functional_fingerprints=inputs.functional_content,
         functional_space=functional.space if functional else None,
         functional_resolution=functional.grid.resolution_label if functional else None,
         fnm_maps=inputs.fnm_maps,
@@ -270,6 +291,7 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
             "verify_voxels": config.verify if inputs.verify_files else 0,
             "verify_files": inputs.verify_files,
             "stored_error": functional.error_r if functional else 0.0,
+            "partial_dir": passes if passes.is_dir() else None,
         },
         matrix_file=inputs.matrix.path if inputs.matrix else None,
         matrix_atlas=inputs.matrix.atlas if inputs.matrix else 0,
@@ -395,8 +417,9 @@ def _show_plan(nodes: list[Any], config: RunConfig, inputs: RunInputs) -> int:
     """List the steps of the expanded graph and the files it would write."""
     _say("Steps:")
     for node in nodes:
-        pieces = f" x {node.num_subnodes()}" if _is_plain_mapnode(node) else ""
-        _say(f"  {node.fullname.split('.', 1)[1]}{pieces}")
+        pieces = _known_pieces(node)
+        times = f" x {pieces}" if pieces else ""
+        _say(f"  {node.fullname.split('.', 1)[1]}{times}")
     _say("Outputs:")
     from lacuna_nipype.cli.atlas_outputs import planned_atlases
     from lacuna_nipype.cli.plan import planned_outputs
@@ -407,11 +430,10 @@ def _show_plan(nodes: list[Any], config: RunConfig, inputs: RunInputs) -> int:
     return _end(OK, f"Dry run: {len(nodes)} steps, {len(outputs)} files; nothing was run.")
 
 
-def _is_plain_mapnode(node: Any) -> bool:
-    """Tell whether a node is a MapNode whose list is known before the run."""
-    return bool(getattr(node, "iterfield", None)) and isinstance(
-        getattr(node.inputs, node.iterfield[0]), list
-    )
+def _known_pieces(node: Any) -> int:
+    """Count the pieces of a MapNode whose list is known before the run; 0 for any other node."""
+    listed = getattr(node.inputs, node.iterfield[0]) if hasattr(node, "iterfield") else None
+    return len(listed) if isinstance(listed, list) else 0
 
 
 def _record(
@@ -452,7 +474,7 @@ def _report(
     cached = sum(record.status == "cached" for record in outcome.nodes.values())
     ran = sum(record.status == "done" for record in outcome.nodes.values())
     _say(f"{ran} steps ran, {cached} were up to date, {len(outcome.failures)} failed.")
-    for line in failure_table(outcome.failures, inputs.inspection.lesions):
+    for line in failure_table(outcome.failures, inputs.inspection.lesions, outcome.error):
         _say(line)
     with _noting(problems, log_dir):
         problems += reporter.end(outcome)
@@ -462,10 +484,12 @@ def _report(
         for problem in problems:
             _say(f"Warning: {problem}")
         reason = outcome.error or outcome.failures[0].reason
+        what = "The run ended early"
+        if outcome.failures:
+            what = f"{_count(len(outcome.failures), 'step')} failed"
         return _end(
             SOME_FAILED,
-            f"{_count(len(outcome.failures) or 1, 'step')} failed, outputs missing: "
-            f"{len(missing)}; first reason: {reason} Log: {log_dir}",
+            f"{what}, outputs missing: {len(missing)}; first reason: {reason} Log: {log_dir}",
         )
     if missing:
         return _end(

@@ -69,6 +69,7 @@ def participant_records(
     for lesion in inputs.inspection.lesions:
         entities = {"subject": lesion.record.subject, "session": lesion.record.session}
         by_file[build_path({**entities, "desc": "provenance"})].append(lesion)
+    steps = _steps_by_owner(outcome)
     return {
         path: {
             **shared,
@@ -83,25 +84,28 @@ def participant_records(
                 }
                 for lesion in lesions
             ],
-            "Steps": _steps(outcome, lesions),
+            "Steps": _steps(steps, lesions),
         }
         for path, lesions in by_file.items()
     }
 
 
-def _steps(outcome: RunOutcome, lesions: list[Lesion]) -> list[dict[str, Any]]:
-    """List the steps that concern these lesions: their own, and those shared by all."""
-    own = {name for lesion in lesions for name in lesion_workflow_names(lesion.record.key)}
-    steps = []
-    for name, record in outcome.nodes.items():
+def _steps_by_owner(outcome: RunOutcome) -> dict[str, list[tuple[int, dict[str, Any]]]]:
+    """Sort the steps, with their places, by the workflow of a lesion; under "", what all share."""
+    steps: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for place, (name, record) in enumerate(outcome.nodes.items()):
         parts = name.split(".")
-        belongs_to = parts[1] if len(parts) > 2 and parts[1].startswith("sub_") else None
-        if belongs_to is None or belongs_to in own:
-            steps.append(
-                {
-                    "Name": ".".join(parts[1:]),
-                    "Status": record.status,
-                    "Seconds": None if record.seconds is None else round(record.seconds, 3),
-                }
-            )
+        owner = parts[1] if len(parts) > 2 and parts[1].startswith("sub_") else ""
+        seconds = None if record.seconds is None else round(record.seconds, 3)
+        step = {"Name": ".".join(parts[1:]), "Status": record.status, "Seconds": seconds}
+        steps[owner].append((place, step))
     return steps
+
+
+def _steps(
+    by_owner: dict[str, list[tuple[int, dict[str, Any]]]], lesions: list[Lesion]
+) -> list[dict[str, Any]]:
+    """List the steps that concern these lesions: their own, and those shared by all."""
+    own = [name for lesion in lesions for name in lesion_workflow_names(lesion.record.key)]
+    concerned = [step for owner in ("", *own) for step in by_owner.get(owner, ())]
+    return [step for _, step in sorted(concerned, key=lambda item: item[0])]

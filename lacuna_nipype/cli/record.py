@@ -30,6 +30,9 @@ _RESOURCES = (
     "stop_on_first_crash",
     "reports",
     "reports_only",
+    "submit",
+    "array_size",
+    "submit_part",
 )
 # Runs that differ in nothing else are parts of one, such as the jobs of an array.
 _OF_A_PART = (*_RESOURCES, "participant_label", "work_dir", "plugin", "plugin_args")

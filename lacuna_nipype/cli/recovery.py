@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ _NO_PARAMETERS = frozenset(
      "parcel_atlases", "custom_parcellation", "connectivity_matrix", "snm_engine", "plugin",
      "plugin_args", "use_plugin", "stop_on_first_crash", "dry_run", "verbose", "overwrite",
      "streamline_weights", "streamline_groups", "verify", "datasets", "write_graph",
-     "resource_monitor", "batch_size", "reports", "reports_only"}
+     "resource_monitor", "batch_size", "reports", "reports_only", "submit", "array_size",
+     "submit_part"}
 )  # fmt: skip
 # Both engines give the same numbers, and which one runs depends on the number of lesions.
 _NO_METADATA = frozenset({"Method", "Engine", "MRtrixVersion"})
@@ -61,7 +62,9 @@ class Recovery:
     signatures: dict[str, Signatures]
 
 
-def lesion_signatures(config: RunConfig, inputs: RunInputs, lesion: Lesion) -> Signatures:
+def lesion_signatures(
+    config: RunConfig, inputs: RunInputs, lesion: Lesion, atlases: Sequence[Any]
+) -> Signatures:
     """Sign what the results of a lesion depend on.
 
     Parameters
@@ -69,6 +72,8 @@ def lesion_signatures(config: RunConfig, inputs: RunInputs, lesion: Lesion) -> S
     config : RunConfig
     inputs : RunInputs
     lesion : Lesion
+    atlases : sequence
+        What tells the content of the atlases, in JSON's types.
 
     Returns
     -------
@@ -77,10 +82,6 @@ def lesion_signatures(config: RunConfig, inputs: RunInputs, lesion: Lesion) -> S
         atlases, the parameters, and the files that are to be written.
     """
     parameters = {k: v for k, v in config.to_dict().items() if k not in _NO_PARAMETERS}
-    atlases = [
-        [atlas.id, atlas.space, fingerprint(atlas.image), fingerprint(atlas.labels)]
-        for atlas in inputs.atlases
-    ]
     mask = [fingerprint(lesion.record.path), *map(fingerprint, lesion.normalisation)]
     alone = replace(inputs, inspection=Inspection((lesion,), {}, {}))
     signatures = {}
@@ -117,8 +118,13 @@ def plan_recovery(config: RunConfig, inputs: RunInputs) -> Recovery:
         pass over the connectome for many lesions is not done anew for one of them.
     """
     lesions = inputs.inspection.lesions
+    # Read once, not once per lesion.
+    atlases = [
+        [atlas.id, atlas.space, fingerprint(atlas.image), fingerprint(atlas.labels)]
+        for atlas in inputs.atlases
+    ]
     signatures = {
-        lesion.record.key: lesion_signatures(config, inputs, lesion) for lesion in lesions
+        lesion.record.key: lesion_signatures(config, inputs, lesion, atlases) for lesion in lesions
     }
     if config.overwrite:
         return Recovery(inputs, (), signatures)

@@ -181,16 +181,17 @@ class Reporter:
         if self.config.dry_run:
             return ()
         output_dir = self.config.output_dir
-        participants = write_outcome(
-            self.inputs, output_dir, self.run_id, started=self.started, outcome=outcome
-        )
         problems: tuple[str, ...] = ()
-        if self.config.reports:
-            problems = make_reports(self.config, participants)
+        # Whatever is wrong here, the results are there, and what the run prints of them counts.
         try:
+            participants = write_outcome(
+                self.inputs, output_dir, self.run_id, started=self.started, outcome=outcome
+            )
+            if self.config.reports:
+                problems = make_reports(self.config, participants)
             write_citations(output_dir, self.run_id, participants)
-        except LacunaError as error:
-            problems = (*problems, str(error))
+        except (LacunaError, OSError, KeyError) as error:
+            problems = (*problems, f"{type(error).__name__}: {error}")
         return problems
 
 
@@ -298,7 +299,10 @@ def rebuild_reports(config: RunConfig) -> int:
     if not found or unknown:
         what = f"no results of sub-{unknown[0]}" if unknown else "no results of a participant"
         return _end(2, f"{config.output_dir} holds {what}; give the output folder of a run.")
-    problems = make_reports(config, list(config.participant_label) or found, again=True)
+    try:
+        problems = make_reports(config, list(config.participant_label) or found, again=True)
+    except OSError as error:
+        return _end(1, f"The reports cannot be written: {error}")
     if problems:
         return _end(1, f"Reports are incomplete, {len(problems)} in all; the first: {problems[0]}")
     return _end(0, f"Results: {config.output_dir}")

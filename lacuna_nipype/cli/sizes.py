@@ -81,7 +81,7 @@ def _n_voxels(space: str, resolution: float) -> int:
 
 
 def _ways(inputs: RunInputs) -> Iterable[list[Path]]:
-    """Transforms that the run applies together."""
+    """List transforms that the run applies together."""
     for lesion in inputs.inspection.lesions:
         yield list(lesion.normalisation)
         yield from inputs.spaces.warps(lesion.space, lesion.normalisation).values()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lacuna_nipype.connectomes.functional import ConnectomeFile
 from lacuna_nipype.connectomes.partial import iter_merged
 from lacuna_nipype.core.correlation import CorrelationMaps, correlation_maps
+from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import write_json
 from lacuna_nipype.core.images import save_image
 from lacuna_nipype.core.statistics import p_values, q_values
@@ -187,9 +188,19 @@ def write_maps(
     dict
         ``r_maps``, ``z_maps``, ... and ``summaries`` as lists in the order of the seeds (empty
         for maps that are not made), and ``valid_mask``.
+
+    Raises
+    ------
+    ValidationError
+        The partial results are not of one pass, or not on the voxels of ``file``.
     """
     options = options or MapOptions()
     with h5py.File(partial_files[0], "r", locking=False) as partial:
+        if partial.attrs["mask_digest"] != file.mask_digest:
+            raise ValidationError(
+                f"{file.path} has other voxels than it had when the pass went through it; run "
+                "again, and leave the files of the connectome alone meanwhile."
+            )
         inside, outside = partial["seed_voxels"][:], partial["seed_voxels_outside"][:]
         seeds = np.split(partial["seed_positions"][:], np.cumsum(inside)[:-1])
     written: dict[str, Any] = {f"{key}_maps": [] for key in MAPS}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from lacuna_nipype import __version__
 from lacuna_nipype.connectomes.functional import ConnectomeFile, iter_subjects
 from lacuna_nipype.connectomes.seeds import Seed
 from lacuna_nipype.connectomes.series import blocks_ahead, reading_bytes
@@ -28,7 +31,7 @@ from lacuna_nipype.core.correlation import (
     merge_moments,
 )
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import atomic_path
+from lacuna_nipype.core.files import atomic_path, fingerprint
 
 
 def seeds_digest(seeds: Sequence[Seed]) -> str:
@@ -38,6 +41,79 @@ def seeds_digest(seeds: Sequence[Seed]) -> str:
         digest.update(len(seed.voxels).to_bytes(8, "little"))
         digest.update(np.ascontiguousarray(seed.voxels, dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+def stored_partial(
+    file: ConnectomeFile, seeds: Sequence[Seed], folder: Path, kind: str = "moments"
+) -> Path:
+    """Name the file in which a pass over a connectome file is kept for another run.
+
+    Parameters
+    ----------
+    file : ConnectomeFile
+    seeds : sequence of Seed
+    folder : Path
+        Where such files are.
+    kind : str
+        What the pass makes.
+
+    Returns
+    -------
+    Path
+        Named after the content of the file, the seeds in their order, and the version of this
+        package; it need not exist.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (__version__, kind, fingerprint(file.path), file.mask_digest, seeds_digest(seeds)):
+        digest.update(part.encode() + b"\0")
+    return folder / f"{kind}-{digest.hexdigest()}.h5"
+
+
+def take_partial(stored: Path, target: Path) -> bool:
+    """Put a partial result that was kept where one is to be made.
+
+    Parameters
+    ----------
+    stored : Path
+        From :func:`stored_partial`.
+    target : Path
+
+    Returns
+    -------
+    bool
+        Whether there was one that can be read.
+    """
+    try:
+        with h5py.File(stored, "r", locking=False) as handle:
+            complete = "mask_digest" in handle.attrs
+    except OSError:
+        return False
+    if complete:
+        _link(stored, target)
+    return complete
+
+
+def keep_partial(made: Path, stored: Path) -> None:
+    """Keep a partial result for another run.
+
+    Parameters
+    ----------
+    made : Path
+        It shares its content with what is kept where the file system allows that.
+    stored : Path
+        From :func:`stored_partial`.
+    """
+    _link(made, stored)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it to another file system; never half of it."""
+    with atomic_path(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 # Python with what a pass imports, and the compiler of the store's kernels, which the series of

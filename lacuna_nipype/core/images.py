@@ -28,7 +28,7 @@ _UNREADABLE = (
 )
 # Deflate cannot do better; a header that claims more was never true.
 _MOST_INFLATED = 1032
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**17
 
 
 def save_image(
@@ -165,6 +165,32 @@ def check_size(image: Any) -> None:
     claimed = math.prod(map(int, image.shape)) * stored.dtype.itemsize + int(stored.offset)
     if claimed > inflated * path.stat().st_size:
         raise OSError(f"{path} is too short for the {claimed} bytes that its header claims")
+
+
+def verify_checksum(image: Any) -> None:
+    """Read a compressed image to its end, where its checksum is compared.
+
+    :func:`read_voxels` does so itself unless it reads single volumes.
+
+    Parameters
+    ----------
+    image : nibabel image
+        From :func:`open_image`.
+
+    Raises
+    ------
+    OSError
+        The file is damaged.
+    """
+    path = Path(image.get_filename() or "")
+    if not path.name.endswith(".nii.gz"):
+        return
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(_BLOCK_BYTES):
+                pass
+    except _UNREADABLE as error:
+        raise OSError(f"{path} is damaged or truncated: {error}") from error
 
 
 def _read_checked(path: Path, image: Any, dtype: DTypeLike | None) -> NDArray[Any]:

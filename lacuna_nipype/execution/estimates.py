@@ -269,43 +269,48 @@ _MEGABYTES: dict[str, Callable[[Sizes], float]] = {
     "ParcelScores": lambda s: _damage(s) + 20 + _mb((s.regions**2, 80)),
     # Functional connectomes.
     "ConnectomeMask": lambda s: HDF5 - 8 + _mb((s.functional_voxels, 2), (s.brain_voxels, 60)),
+    # Text on the files of every lesion.
+    "ListMaps": lambda s: PLAIN + _mb((s.lesions, 20_000)),
+    "PickMaps": lambda s: PLAIN + _mb((s.lesions, 10_000)),
     "SelectSeeds": lambda s: (
         HDF5 + _mb((s.functional_voxels, 4), (s.all_subjects * s.seed_voxels, 12))
     ),
-    "ReduceCorrelation": lambda s: (
-        HDF5 + 2 + _mb((s.functional_voxels, 25), (s.brain_voxels, 60))
-    ),
+    "ReduceCorrelation": lambda s: HDF5 + 2 + _mb((s.functional_voxels, 25), (s.brain_voxels, 60)),
     "ReturnFunctionalMaps": lambda s: (
-        WARPS + 18 + _mb((s.returned_voxels, 50)) + _transforms(s, s.returned_voxels)
+        WARPS
+        + 18
+        + _mb((s.returned_voxels, 50), (s.functional_voxels, 16))
+        + _transforms(s, s.returned_voxels)
     ),
     "ReturnMap": lambda s: (
-        WARPS + 45 + _mb((s.returned_voxels, 8)) + _transforms(s, s.returned_voxels)
+        WARPS
+        + 40
+        + _mb((s.returned_voxels, 8), (s.structural_voxels, 13))
+        + _transforms(s, s.returned_voxels)
     ),
     # Tractograms; files of whatever size are read in blocks.
     "CheckTractogram": lambda s: NILEARN,
-    "ConvertTractogram": lambda s: COMPILED,
+    "ConvertTractogram": lambda s: PLAIN + 50,
     "BuildStreamlineIndex": _index,
     "PrepareWeights": lambda s: (
         PLAIN + _mb((s.streamlines, 12), (min(s.streamlines, _WORDS_PER_READ), 110))
     ),
     "PrepareGroups": lambda s: TABLES + _mb((s.streamlines, 60)),
-    "IndexedDensity": lambda s: (
-        COMPILED + _mb((s.streamlines, 12), (s.structural_voxels, 8))
-    ),
+    "IndexedDensity": lambda s: COMPILED + _mb((s.streamlines, 12), (s.structural_voxels, 8)),
     "AssignIndexedStreamlines": lambda s: (
         COMPILED + _mb((s.streamlines, 24), (s.atlas_voxels, 10))
     ),
     "IndexedDisconnection": lambda s: (
         COMPILED + 20 + _mb((s.streamlines, 10), (s.structural_voxels, 20), (s.mask_voxels, 3))
     ),
-    "DisconnectionMap": lambda s: IMAGES + 15 + _mb((s.structural_voxels, 15)),
+    "DisconnectionMap": lambda s: IMAGES + 15 + _mb((s.structural_voxels, 24)),
     "FullMatrix": _matrices,
     "DisconnectivityMatrix": _matrices,
     "BundleDisconnection": lambda s: TABLES + _mb((s.streamlines, 30)),
     "CombineSummaries": lambda s: PLAIN + 1,
     # Programs of MRtrix3.
     "SelectStreamlines": lambda s: MRTRIX + _mb((s.streamlines, 80), (s.mask_voxels, 2)),
-    "TCKMap": lambda s: MRTRIX + _mb((s.structural_voxels, 40)),
+    "TCKMap": lambda s: MRTRIX + _mb((s.structural_voxels, 10)),
     "AssignStreamlines": lambda s: (
         MRTRIX + _mb((s.streamlines, 24), (s.atlas_voxels, 8), (s.regions**2, 16))
     ),

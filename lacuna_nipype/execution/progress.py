@@ -92,14 +92,6 @@ def _result_time(node: Any, folder: Path) -> int | None:
         return None
 
 
-def _nobody_listens(node: Any, status: str) -> None:
-    """Stand in for the listener in the pickled copies of nodes."""
-
-
-def _listener_of_a_copy() -> Callable[[Any, str], None]:
-    return _nobody_listens
-
-
 class RunProgress:
     """Listens to a Nipype plugin and tells the user how far the run is.
 
@@ -125,7 +117,7 @@ class RunProgress:
         self._base_dir = base_dir
         self._stream = stream or sys.stderr
         self._bar: Any = None
-        self._last_tenth = 0
+        self._last_tenth = self._n_finished = 0
         # Time of the result that each step had from an earlier run, when it started.
         self._earlier: dict[str, int | None] = {}
         self._started = time.time_ns()
@@ -141,16 +133,15 @@ class RunProgress:
         record = self.records.get(name)
         if record is None and folder.parent.name == _PIECES:
             self.total += 1
+        before = record is not None and record.status != "running"
         if status == "start":
             self.records[name] = NodeRecord(name, "running", started=time.monotonic())
             self._earlier[name] = _result_time(node, folder)
         elif record is None or record.status == "running":
             self.records[name] = self._ended(node, name, record, status)
+        # Counted along, because thousands of steps ask thousands of times.
+        self._n_finished += (self.records[name].status != "running") - before
         self._draw(name)
-
-    def __reduce__(self) -> tuple[Callable[[], Callable[[Any, str], None]], tuple[()]]:
-        """Pickle as a listener that does nothing: nipype stores it with every MapNode."""
-        return _listener_of_a_copy, ()
 
     def _ended(self, node: Any, name: str, record: NodeRecord | None, status: str) -> NodeRecord:
         """Tell a node that ran from one that nipype found finished: its result is new."""
@@ -167,7 +158,7 @@ class RunProgress:
     @property
     def finished(self) -> int:
         """Nodes that are done, from the cache or not, or failed."""
-        return sum(record.status != "running" for record in self.records.values())
+        return self._n_finished
 
     def close(self) -> None:
         """Finish the bar."""

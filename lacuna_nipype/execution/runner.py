@@ -261,9 +261,11 @@ def _ended_by_signals() -> Iterator[None]:
 
 def expanded_nodes(workflow: Any) -> list[Any]:
     """List the nodes that would run, in an order in which they can; raises on a faulty graph."""
-    from nipype.pipeline.engine.utils import generate_expanded_graph, topological_sort
+    import networkx as nx
 
-    return list(topological_sort(generate_expanded_graph(workflow._create_flat_graph()))[0])
+    from lacuna_nipype.execution.expansion import expand
+
+    return list(nx.topological_sort(expand(workflow)))
 
 
 def run_graph(
@@ -281,6 +283,7 @@ def run_graph(
     Parameters
     ----------
     workflow : nipype Workflow
+        Without iterables and JoinNodes; nipype itself cannot run it any more afterwards.
     n_nodes : int
         Nodes of its expanded graph.
     plugin : str
@@ -296,6 +299,8 @@ def run_graph(
     RunOutcome
         Failing steps do not raise: everything that does not depend on them still runs.
     """
+    from lacuna_nipype.execution.expansion import expand
+
     progress = RunProgress(n_nodes, base_dir=workflow.base_dir)
     arguments = plugin_arguments(
         plugin, nprocs=nprocs, memory_gb=memory_gb, progress=progress, asked=plugin_args
@@ -304,7 +309,7 @@ def run_graph(
     runs = make_plugin(plugin, arguments)
     try:
         with _ended_by_signals():
-            workflow.run(plugin=runs)
+            runs.run(expand(workflow), workflow.config)
     except Exception as exception:  # noqa: BLE001 - nipype raises whatever a node raised
         error = _last_line(str(exception)) or type(exception).__name__
     finally:

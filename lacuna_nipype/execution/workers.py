@@ -19,6 +19,8 @@ from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
+from lacuna_nipype.execution.threads import limited_threads
+
 # Imported once, by the process that all workers are forked from.
 _PRELOADED = ["nipype.pipeline.engine", "lacuna_nipype.execution.workers"]
 # Sections of nipype's settings that a worker can take over.
@@ -80,7 +82,8 @@ def run_step(node: Any, updatehash: bool = False) -> list[str] | None:
     if getattr(node.interface, "terminal_output", "") == "stream":
         node.interface.terminal_output = "allatonce"
     try:
-        node.run(updatehash=updatehash)
+        with limited_threads(node.n_procs):
+            node.run(updatehash=updatehash)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - told by the one who asked
         return format_exception(error)
     return None

@@ -11,6 +11,8 @@ _MODULES = {
     "ApplyTransform": "transforms",
     "ConnectomeMask": "functional",
     "CorrelateBatch": "functional",
+    "ListMaps": "functional",
+    "PickMaps": "functional",
     "ReduceCorrelation": "functional",
     "SeedCorrelations": "functional",
     "SelectSeeds": "functional",

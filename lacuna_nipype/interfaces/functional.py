@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
+    Directory,
     File,
     InputMultiObject,
     SimpleInterface,
@@ -47,10 +48,16 @@ class _CorrelateBatchInputSpec(BaseInterfaceInputSpec):
     mask_files = InputMultiObject(
         File(exists=True), mandatory=True, desc="all lesion masks, on the connectome's grid"
     )
+    fingerprint = traits.Str(desc="content that the file must have before and after it is read")
     memory_gb = traits.Float(
         2.0, usedefault=True, nohash=True, desc="memory to stay under, in GB (1e9 bytes)"
     )
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads of the linear algebra")
+    partial_dir = Directory(
+        nohash=True,
+        desc="folder of results that other runs have kept: one that fits is taken, what is made "
+        "is kept",
+    )
 
 
 class _CorrelateBatchOutputSpec(TraitedSpec):
@@ -75,26 +82,64 @@ class CorrelateBatch(SimpleInterface):
         from lacuna_nipype.connectomes.seeds import read_seeds
         from lacuna_nipype.execution.progress import log_progress
 
+        _require_content(self.inputs)
         file = read_connectome_file(Path(self.inputs.connectome_file))
         seeds = read_seeds(file, [Path(mask) for mask in self.inputs.mask_files])
+
+        def write(out_file):
+            with threadpool_limits(limits=self.inputs.num_threads):
+                write_partial(
+                    file,
+                    seeds,
+                    out_file,
+                    memory_gb=self.inputs.memory_gb,
+                    n_threads=self.inputs.num_threads,
+                    progress=log_progress(f"{file.path.name}: piece"),
+                )
+            _require_content(self.inputs)
+
         out_file = Path(runtime.cwd) / "partial.h5"
-        with threadpool_limits(limits=self.inputs.num_threads):
-            write_partial(
-                file,
-                seeds,
-                out_file,
-                memory_gb=self.inputs.memory_gb,
-                n_threads=self.inputs.num_threads,
-                progress=log_progress(f"{file.path.name}: piece"),
-            )
+        _take_or_make(self.inputs.partial_dir, "moments", file, seeds, out_file, write)
         self._results["out_file"] = str(out_file)
         return runtime
+
+
+def _require_content(inputs):
+    """Raise when the connectome file is not, or no longer, the one that the run began with."""
+    from lacuna_nipype.core.exceptions import ValidationError
+    from lacuna_nipype.core.files import fingerprint
+
+    path = Path(inputs.connectome_file)
+    if isdefined(inputs.fingerprint) and fingerprint(path) != inputs.fingerprint:
+        raise ValidationError(
+            f"{path} has changed since the run began; run again, and leave the files of the "
+            "connectome alone meanwhile."
+        )
+
+
+def _take_or_make(folder, kind, file, seeds, out_file, write):
+    """Take a result that another run has kept, or make it and keep it."""
+    from lacuna_nipype.connectomes.partial import keep_partial, stored_partial, take_partial
+
+    if not isdefined(folder):
+        write(out_file)
+        return
+    stored = stored_partial(file, seeds, Path(folder), kind)
+    if not take_partial(stored, out_file):
+        write(out_file)
+        keep_partial(out_file, stored)
 
 
 class _SeedCorrelationsInputSpec(BaseInterfaceInputSpec):
     connectome_file = File(exists=True, mandatory=True, desc="one HDF5 file of the connectome")
     mask_files = InputMultiObject(
         File(exists=True), mandatory=True, desc="all lesion masks, on the connectome's grid"
+    )
+    fingerprint = traits.Str(desc="content that the file must have before and after it is read")
+    partial_dir = Directory(
+        nohash=True,
+        desc="folder of results that other runs have kept: one that fits is taken, what is made "
+        "is kept",
     )
 
 
@@ -116,9 +161,16 @@ class SeedCorrelations(SimpleInterface):
         from lacuna_nipype.connectomes.pini import write_seed_correlations
         from lacuna_nipype.connectomes.seeds import read_seeds
 
+        _require_content(self.inputs)
         file = read_connectome_file(Path(self.inputs.connectome_file))
         seeds = read_seeds(file, [Path(mask) for mask in self.inputs.mask_files])
-        out_file = write_seed_correlations(file, seeds, Path(runtime.cwd) / "seeds.h5")
+
+        def write(out_file):
+            write_seed_correlations(file, seeds, out_file)
+            _require_content(self.inputs)
+
+        out_file = Path(runtime.cwd) / "seeds.h5"
+        _take_or_make(self.inputs.partial_dir, "seeds", file, seeds, out_file, write)
         self._results["out_file"] = str(out_file)
         return runtime
 
@@ -249,7 +301,9 @@ class _ReduceCorrelationOutputSpec(TraitedSpec):
     )
     qsig_maps = traits.List(File(exists=True), desc="voxels with a rate below fdr_alpha")
     tsig_maps = traits.List(File(exists=True), desc="voxels with a t above t_threshold in size")
-    error_maps = traits.List(File(exists=True), desc="standard error of z per lesion, if asked for")
+    error_maps = traits.List(
+        File(exists=True), desc="standard error of z per lesion, if asked for"
+    )
     valid_mask = File(exists=True, desc="voxels whose series vary in some subject")
     summaries = traits.List(File(exists=True), desc="JSON summary per lesion")
 
@@ -274,4 +328,99 @@ class ReduceCorrelation(SimpleInterface):
             with_errors=inputs.with_errors,
         )
         self._results.update(written)
+        return runtime
+
+
+# Names of a lesion's own files, by the lists over lesions that they are taken from.
+OWN_FILES = {
+    **{f"{quantity}_maps": quantity for quantity in ("r", "z", "t", "p", "q", "qsig", "tsig")},
+    "error_maps": "error",
+    "summaries": "summary",
+    "resampling": "resampling",
+    "selection": "selection",
+    "verification": "verification",
+}
+
+
+class _ListMapsInputSpec(BaseInterfaceInputSpec):
+    r_maps = InputMultiObject(File(exists=True), desc="mean correlation, one per lesion")
+    z_maps = InputMultiObject(File(exists=True), desc="mean Fisher z, one per lesion")
+    t_maps = InputMultiObject(File(exists=True), desc="t of z, one per lesion")
+    p_maps = InputMultiObject(File(exists=True), desc="probability of t, one per lesion")
+    q_maps = InputMultiObject(File(exists=True), desc="false discovery rate, one per lesion")
+    qsig_maps = InputMultiObject(File(exists=True), desc="voxels with a low rate, one per lesion")
+    tsig_maps = InputMultiObject(File(exists=True), desc="voxels with a large t, one per lesion")
+    error_maps = InputMultiObject(File(exists=True), desc="standard error of z, one per lesion")
+    summaries = InputMultiObject(File(exists=True), desc="JSON summary, one per lesion")
+    resampling = InputMultiObject(
+        File(exists=True), desc="JSON on the change of grid, one per lesion"
+    )
+    selection = InputMultiObject(
+        File(exists=True), desc="JSON on the voxels that were kept, one per lesion"
+    )
+    verification = InputMultiObject(
+        File(exists=True), desc="JSON on the largest difference found, one per lesion"
+    )
+    valid_mask = File(exists=True, mandatory=True, desc="voxels whose series vary")
+
+
+class _ListMapsOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="JSON: the lists, by the names of a lesion's own files")
+    valid_mask = File(exists=True, desc="as given")
+
+
+class ListMaps(SimpleInterface):
+    """Write lists over all lesions into one file.
+
+    A step of one lesion that is connected to such a list reads and checks all of it: the time of
+    a run would grow with the square of the number of lesions. See :class:`PickMaps`.
+    """
+
+    input_spec = _ListMapsInputSpec
+    output_spec = _ListMapsOutputSpec
+
+    def _run_interface(self, runtime):
+        from lacuna_nipype.core.files import write_json
+
+        given = {own: getattr(self.inputs, listed) for listed, own in OWN_FILES.items()}
+        lists = {own: list(files) for own, files in given.items() if isdefined(files)}
+        out_file = Path(runtime.cwd) / "maps.json"
+        self._results["out_file"] = str(write_json(out_file, lists))
+        self._results["valid_mask"] = self.inputs.valid_mask
+        return runtime
+
+
+class _PickMapsInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="from ListMaps")
+    number = traits.Range(0, None, mandatory=True, desc="place of the lesion, from 0")
+
+
+class _PickMapsOutputSpec(TraitedSpec):
+    r = File(exists=True, desc="mean correlation")
+    z = File(exists=True, desc="mean Fisher z")
+    t = File(exists=True, desc="t of z")
+    p = File(exists=True, desc="probability of t")
+    q = File(exists=True, desc="false discovery rate")
+    qsig = File(exists=True, desc="voxels with a low rate")
+    tsig = File(exists=True, desc="voxels with a large t")
+    error = File(exists=True, desc="standard error of z")
+    summary = File(exists=True, desc="JSON summary")
+    resampling = File(exists=True, desc="JSON on the change of grid")
+    selection = File(exists=True, desc="JSON on the voxels that were kept")
+    verification = File(exists=True, desc="JSON on the largest difference found")
+
+
+class PickMaps(SimpleInterface):
+    """Take one lesion's files from those of all; what was not made stays undefined."""
+
+    input_spec = _PickMapsInputSpec
+    output_spec = _PickMapsOutputSpec
+
+    def _run_interface(self, runtime):
+        from lacuna_nipype.core.files import read_json
+
+        for own, files in read_json(self.inputs.in_file).items():
+            # An empty list is one that was not asked for.
+            if files:
+                self._results[own] = files[self.inputs.number]
         return runtime

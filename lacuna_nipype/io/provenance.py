@@ -17,11 +17,14 @@ PACKAGES = ("nipype", "nibabel", "numpy", "scipy", "h5py", "pandas", "nilearn", 
 
 def combined_fingerprint(paths: Sequence[Path]) -> str:
     """Fingerprint of several files, in the order given."""
-    if len(paths) == 1:
-        return fingerprint(paths[0])
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(fingerprint(path).encode("ascii"))
+    return combine_fingerprints([fingerprint(path) for path in paths])
+
+
+def combine_fingerprints(fingerprints: Sequence[str]) -> str:
+    """Fingerprint of several files from those of each; that of a single file stays as it is."""
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    digest = hashlib.sha256("".join(fingerprints).encode("ascii"))
     return f"combined-sha256:{digest.hexdigest()}"
 
 

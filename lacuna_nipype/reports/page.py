@@ -17,7 +17,6 @@ from lacuna_nipype.reports.boilerplate import (
     bibtex,
     citation_keys,
     cited_references,
-    describe_methods,
     load_references,
 )
 from lacuna_nipype.reports.results import RunRecords
@@ -50,6 +49,7 @@ def render_page(
     records: RunRecords,
     messages: Sequence[Message],
     *,
+    methods: str,
     output_dir: Path,
     digest: str,
 ) -> str:
@@ -63,6 +63,8 @@ def render_page(
     records : RunRecords
     messages : sequence of Message
         Errors and warnings of the participant.
+    methods : str
+        Text of the methods, in Markdown; empty where nothing is known of them.
     output_dir : Path
         Links to results are relative to it.
     digest : str
@@ -73,7 +75,6 @@ def render_page(
     str
         HTML.
     """
-    methods = describe_methods(records.analyses)
     references = cited_references(methods)
     return _template().render(
         participant=participant,

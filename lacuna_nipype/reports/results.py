@@ -14,6 +14,9 @@ from lacuna_nipype.core.exceptions import ValidationError
 OUTCOME_NAME = "outcome.json"
 _IDENTITY = ("ses", "acq", "run", "label")
 _EXTENSIONS = (".nii.gz", ".tsv", ".json")
+# What every run records of a participant.
+_OF_A_RUN = {"RunID", "Started", "Ended", "CommandLine", "Software", "Parameters", "Analyses",
+             "Atlases", "Inputs"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,8 @@ def read_runs(output_dir: Path, participant: str) -> tuple[dict[str, Any], ...]:
     runs: dict[str, dict[str, Any]] = {}
     for path in sorted((output_dir / f"sub-{participant}").glob("sub-*_desc-provenance.json")):
         for run in read_json(path).get("Runs", []):
+            if not isinstance(run, dict) or not set(run) >= _OF_A_RUN:
+                raise ValidationError(f"{path} lacks what a run records; remove it and run again.")
             known = runs.setdefault(run["RunID"], {**run, "Inputs": []})
             known["Inputs"] = [*known["Inputs"], *run["Inputs"]]
     return tuple(sorted(runs.values(), key=lambda run: (run["Started"], run["RunID"])))

@@ -15,6 +15,7 @@ _MODULES = {
     "init_mask_wf": "mask",
     "init_output_wf": "outputs",
     "init_parcellate_wf": "parcellate",
+    "init_pass_wf": "passes",
     "init_snm_wf": "snm",
     "init_tractogram_wf": "snm",
 }

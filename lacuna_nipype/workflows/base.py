@@ -12,6 +12,7 @@ from nipype.pipeline import engine as pe
 
 from lacuna_nipype import __version__
 from lacuna_nipype.core.spaces import same_space
+from lacuna_nipype.interfaces.functional import OWN_FILES, ListMaps, PickMaps
 from lacuna_nipype.interfaces.parcels import PrepareParcels
 from lacuna_nipype.interfaces.structural import TemplateGrid
 from lacuna_nipype.io.structural_outputs import StructuralOutputs
@@ -41,6 +42,7 @@ def init_lacuna_wf(
     analyses: Sequence[str],
     atlases: Sequence[Mapping[str, Any]] = (),
     functional_files: Sequence[str | Path] = (),
+    functional_fingerprints: Sequence[str] = (),
     functional_space: str | None = None,
     functional_resolution: str | None = None,
     fnm_maps: Sequence[str] = ("r", "z", "t", "p", "q", "qsig"),
@@ -101,6 +103,8 @@ def init_lacuna_wf(
         that bring the atlas there.
     functional_files : sequence of path-like
         HDF5 files of the functional connectome.
+    functional_fingerprints : sequence of str
+        Of their content; see :func:`lacuna_nipype.workflows.init_fnm_wf`.
     functional_space : str, optional
         Standard space of the functional connectome.
     functional_resolution : str, optional
@@ -145,6 +149,7 @@ def init_lacuna_wf(
     if "fnm" in analyses:
         fnm_wf = init_fnm_wf(
             connectome_files=functional_files,
+            fingerprints=functional_fingerprints,
             memory_gb=memory_gb,
             omp_nthreads=omp_nthreads,
             with_errors=any("fnm" in lesion.get("returns", {}) for lesion in lesions),
@@ -320,11 +325,6 @@ class _Parcels:
         return node
 
 
-def _pick(items, number):
-    """Take one lesion's file from a list over lesions (nipype stores the source of this)."""
-    return items[number]
-
-
 def _connect_pass(
     workflow, fnm_wf, mask_wfs, mask_fields, lesion_wfs, fnm_maps, accounts, with_errors
 ) -> None:
@@ -333,14 +333,26 @@ def _connect_pass(
         niu.Merge(len(lesion_wfs)), name="all_masks", run_without_submitting=True, mem_gb=0.1
     )
     workflow.connect(masks, "out", fnm_wf, "inputnode.mask_files")
+    maps = pe.Node(ListMaps(), name="fnm_lists", mem_gb=0.3)
+    lists = [*(f"{quantity}_maps" for quantity in fnm_maps), "summaries", *accounts]
+    if any(with_errors) and "t" in fnm_maps:
+        lists.append("error_maps")
+    fields = [(f"outputnode.{name}", name) for name in [*lists, "valid_mask"]]
+    workflow.connect([(fnm_wf, maps, fields)])
     for number, (mask_wf, lesion_wf) in enumerate(zip(mask_wfs, lesion_wfs, strict=True)):
         workflow.connect(mask_wf, f"outputnode.{mask_fields[number]}", masks, f"in{number + 1}")
-        workflow.connect(fnm_wf, "outputnode.valid_mask", lesion_wf, "inputnode.fnm_valid_mask")
-        for listed, own in (
-            *((f"{quantity}_maps", f"fnm_{quantity}") for quantity in fnm_maps),
-            ("summaries", "fnm_summary"),
-            *((account, f"fnm_{account}") for account in accounts),
-            *([("error_maps", "fnm_error")] if with_errors[number] and "t" in fnm_maps else []),
-        ):
-            source = (f"outputnode.{listed}", _pick, number)
-            workflow.connect(fnm_wf, source, lesion_wf, f"inputnode.{own}")
+        pick = pe.Node(
+            PickMaps(number=number), name="fnm_pick", run_without_submitting=True, mem_gb=0.1
+        )
+        own = [OWN_FILES[name] for name in lists if name != "error_maps" or with_errors[number]]
+        inputnode = lesion_wf.get_node("inputnode")
+        lesion_wf.connect([(pick, inputnode, [(name, f"fnm_{name}") for name in own])])
+        workflow.connect(
+            [
+                (
+                    maps,
+                    lesion_wf,
+                    [("out_file", "fnm_pick.in_file"), ("valid_mask", "inputnode.fnm_valid_mask")],
+                )
+            ]
+        )

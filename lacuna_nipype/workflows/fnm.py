@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nipype.interfaces import utility as niu
+from nipype.interfaces.base import isdefined
 from nipype.pipeline import engine as pe
 
 from lacuna_nipype.interfaces.functional import (
@@ -28,6 +29,7 @@ REDUCED = (
 def init_fnm_wf(
     *,
     connectome_files: str | Path | Sequence[str | Path],
+    fingerprints: Sequence[str] = (),
     method: str = "boes",
     pini_percentile: float = 20.0,
     p_maps: bool = True,
@@ -37,6 +39,7 @@ def init_fnm_wf(
     verify_files: Sequence[str | Path] = (),
     stored_error: float = 0.0,
     with_errors: bool = False,
+    partial_dir: str | Path | None = None,
     memory_gb: float = 2.0,
     omp_nthreads: int = 1,
     name: str = "fnm_wf",
@@ -58,6 +61,9 @@ def init_fnm_wf(
     connectome_files : path-like or sequence of path-like
         HDF5 files, in Lacuna's layout or of the store, that share one brain mask; those of a
         folder are listed by :func:`lacuna_nipype.connectomes.functional.connectome_paths`.
+    fingerprints : sequence of str
+        Content of each file, from :func:`lacuna_nipype.core.files.fingerprint`. With them, the
+        step that reads a file of other content fails; maps of two connectomes are never mixed.
     method : {"boes", "pini"}
         Seed: all lesion voxels, or those that load on the first principal component.
     pini_percentile : float
@@ -76,6 +82,8 @@ def init_fnm_wf(
         Error of correlations that the store states.
     with_errors : bool
         Make maps of the standard error of z, with which maps move to other grids.
+    partial_dir : path-like, optional
+        Folder in which passes over single files are kept for other runs, and are taken from.
     memory_gb : float
         Memory in GB that the pass over one file may take.
     omp_nthreads : int
@@ -115,23 +123,30 @@ def init_fnm_wf(
     )
     # A buffer, so that the graph can be built before the files are there.
     connectome = pe.Node(
-        niu.IdentityInterface(fields=["files", "first", "sources"]), name="connectome"
+        niu.IdentityInterface(fields=["files", "first", "fingerprints", "sources"]),
+        name="connectome",
     )
     connectome.inputs.trait_set(files=files, first=files[0])
     brain = pe.Node(ConnectomeMask(), name="brain", mem_gb=0.5)
     seeds = pe.MapNode(ResampleMask(), iterfield=["in_file"], name="seeds", mem_gb=0.5)
+    per_file = [("files", "connectome_file")]
+    if fingerprints:
+        connectome.inputs.fingerprints = list(fingerprints)
+        per_file.append(("fingerprints", "fingerprint"))
     correlate = pe.MapNode(
         CorrelateBatch(memory_gb=memory_gb),
-        iterfield=["connectome_file"],
+        iterfield=[own for _, own in per_file],
         name="correlate",
         mem_gb=memory_gb,
         n_procs=omp_nthreads,
     )
+    if partial_dir is not None:
+        correlate.inputs.partial_dir = str(Path(partial_dir).absolute())
     reduce_ = pe.Node(ReduceCorrelation(), name="reduce", mem_gb=1.0)
     workflow.connect(
         [
             (connectome, brain, [("first", "connectome_file")]),
-            (connectome, correlate, [("files", "connectome_file")]),
+            (connectome, correlate, list(per_file)),
             (connectome, reduce_, [("first", "connectome_file")]),
             (inputnode, seeds, [("mask_files", "in_file")]),
             (brain, seeds, [("out_file", "reference")]),
@@ -151,7 +166,7 @@ def init_fnm_wf(
         workflow.connect(seeds, "out_file", correlate, "mask_files")
     elif method == "pini":
         select = _connect_selection(
-            workflow, connectome, seeds, correlate, outputnode, pini_percentile
+            workflow, connectome, per_file, seeds, correlate, outputnode, pini_percentile
         )
     else:
         raise ValueError(f"method is boes or pini, not {method!r}.")
@@ -180,15 +195,22 @@ def _absolute(paths: str | Path | Sequence[str | Path]) -> list[str]:
     return [str(Path(path).absolute()) for path in listed]
 
 
-def _connect_selection(workflow, connectome, seeds, correlate, outputnode, percentile) -> pe.Node:
+def _connect_selection(
+    workflow, connectome, per_file, seeds, correlate, outputnode, percentile
+) -> pe.Node:
     """Put the choice of voxels between the lesions and the pass."""
     relate = pe.MapNode(
-        SeedCorrelations(), iterfield=["connectome_file"], name="relate", mem_gb=correlate.mem_gb
+        SeedCorrelations(),
+        iterfield=[own for _, own in per_file],
+        name="relate",
+        mem_gb=correlate.mem_gb,
     )
+    if isdefined(correlate.inputs.partial_dir):
+        relate.inputs.partial_dir = correlate.inputs.partial_dir
     select = pe.Node(SelectSeeds(percentile=percentile), name="select", mem_gb=1.0)
     workflow.connect(
         [
-            (connectome, relate, [("files", "connectome_file")]),
+            (connectome, relate, list(per_file)),
             (connectome, select, [("first", "connectome_file")]),
             (seeds, relate, [("out_file", "mask_files")]),
             (seeds, select, [("out_file", "mask_files")]),

@@ -1,6 +1,8 @@
 """From atlas images and label files to region weights."""
 
+import os
 import tracemalloc
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +12,7 @@ from lacuna_nipype.atlases.parcels import load_parcels, open_atlas, read_parcels
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.spaces import Grid
 
+PARCELLATIONS = Path(os.environ.get("LACUNA_TEST_DATA", "nowhere")) / "parcellations"
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2, 0, -20], [0, 0, 2, -30], [0, 0, 0, 1]])
 SHAPE = (5, 4, 3)
 
@@ -228,6 +231,26 @@ def test_only_one_volume_is_in_memory(atlas, name):
         tracemalloc.stop()
     assert parcels.totals.tolist() == [12.5] * n_volumes
     assert peak < 8 * one < total / 3
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not PARCELLATIONS.is_dir(), reason="LACUNA_TEST_DATA has no parcellations")
+def test_64_tracts_are_those_of_whole_volumes():
+    path = next(PARCELLATIONS.glob("*atlas-HCP1065*_probseg.nii.gz"))
+    labels = path.with_name(path.name.replace(".nii.gz", ".txt"))
+    target = Grid.make(
+        (91, 109, 91), [[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]]
+    )
+    own, coarse = load_parcels(path, labels), load_parcels(path, labels, target)
+    image = nib.load(path, keep_file_open=True)
+    assert len(own.names) == image.shape[3] == 64
+    for number in range(0, 64, 9):
+        data = np.asarray(image.dataobj[..., number])
+        row = own.weights[[number]].toarray().reshape(data.shape)
+        np.testing.assert_array_equal(row, data)
+        # Every second voxel from x = 90 to -90, -126 to 90 and -72 to 108 mm.
+        there = coarse.weights[[number]].toarray().reshape(target.shape)
+        np.testing.assert_allclose(there, data[1:182:2, ::2, ::2][::-1], atol=1e-6)
 
 
 # Images that are no atlas

@@ -47,9 +47,7 @@ def refused(function, *arguments, match=None):
 def connectome(tmp_path, write_connectome):
     voxels = np.array(np.nonzero(np.ones(SHAPE)))[:, 20:400]
     series = np.random.default_rng(0).normal(size=(2, 12, 380)).astype(np.float32)
-    return write_connectome(
-        tmp_path / "c.h5", series, voxels, SHAPE, AFFINE, chunks=(1, 12, 380)
-    )
+    return write_connectome(tmp_path / "c.h5", series, voxels, SHAPE, AFFINE, chunks=(1, 12, 380))
 
 
 def _link(file, name, target):
@@ -251,8 +249,13 @@ def test_absurd_trackvis_headers(tmp_path, fields):
 def test_damaged_trx_archives(tmp_path, damage):
     path = tmp_path / "a.trx"
     header = {"NB_STREAMLINES": 1, "NB_VERTICES": 2}
-    text = {"deep": DEEP, "infinite": '{"NB_STREAMLINES": 1e999, "NB_VERTICES": 2}',
-            "bomb": " " * 20_000_000 + json.dumps(header)}.get(damage, json.dumps(header))  # fmt: skip
+    sound = json.dumps(header)
+    texts = {
+        "deep": DEEP,
+        "infinite": '{"NB_STREAMLINES": 1e999, "NB_VERTICES": 2}',
+        "bomb": " " * 20_000_000 + sound,
+    }
+    text = texts.get(damage, sound)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("header.json", text)
         archive.writestr("positions.3.float32", np.zeros(6, "<f4").tobytes())
@@ -287,7 +290,8 @@ def test_weights_of_an_archive_or_of_words(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("streamline", "bundle"), [([0, 9], [0, 0]), ([0, -1], [0, 0]), ([0, 1], [0, 5]), ([0], [0, 0])]
+    ("streamline", "bundle"),
+    [([0, 9], [0, 0]), ([0, -1], [0, 0]), ([0, 1], [0, 5]), ([0], [0, 0])],
 )
 def test_groups_that_lead_beyond_the_tractogram(tmp_path, streamline, bundle):
     groups = StreamlineGroups(

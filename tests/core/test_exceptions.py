@@ -19,7 +19,9 @@ def test_line_ends_and_commands_for_terminals_are_escaped(part):
 
 
 def test_megabytes_of_a_file_do_not_flood_the_message():
-    text = str(DownloadError("https://example.org/x", f"the answer {'9' * 1_000_000} is no number."))
+    text = str(
+        DownloadError("https://example.org/x", f"the answer {'9' * 1_000_000} is no number.")
+    )
     assert len(text) < 1100
     assert text.startswith("https://example.org/x")
     assert text.endswith("is no number.")

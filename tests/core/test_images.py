@@ -9,7 +9,13 @@ import nibabel as nb
 import numpy as np
 import pytest
 
-from lacuna_nipype.core.images import load_map, open_image, read_voxels, save_image
+from lacuna_nipype.core.images import (
+    load_map,
+    open_image,
+    read_voxels,
+    save_image,
+    verify_checksum,
+)
 
 VALUES = np.random.default_rng(0).normal(size=(6, 7, 5)).astype(np.float32)
 
@@ -62,6 +68,8 @@ def test_a_wrong_checksum_is_damage(tmp_path):
     path.write_bytes(data)
     with pytest.raises(OSError, match="damaged"):
         read_voxels(open_image(path))
+    with pytest.raises(OSError, match="damaged"):
+        verify_checksum(open_image(path))
 
 
 def test_two_compressed_members_are_one_image(tmp_path):

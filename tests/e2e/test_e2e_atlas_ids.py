@@ -136,7 +136,8 @@ def study(places, demonstration, run_command, tmp_path_factory):
     root, lab, env = places
     prepared = run_command(
         *("connectome", "prepare", demonstration.functional_connectome, root / "matrices"),
-        *("--parcel-atlases", "mine", "--nprocs", "2"),
+        *("--parcel-atlases", "mine", "other", "direct", "--datasets", f"lab={lab}"),
+        *("--nprocs", "2"),
         env=env,
     )
     assert prepared.returncode == 0, prepared.stdout
@@ -270,6 +271,18 @@ def test_scores_of_the_matrix_of_an_atlas(study):
     assert list(table.index) == NAMES
     assert np.isfinite(table["score"]).all()
     assert np.ptp(table["score"]) > 0.01
+
+
+def test_a_matrix_is_prepared_with_an_atlas_that_is_warped(study, places):
+    tables = {}
+    for atlas in ("Other", "Direct", "Mine"):
+        (path,) = (places[0] / "matrices").glob(f"*_atlas-{atlas}_stat-z_relmat.tsv")
+        tables[atlas] = pd.read_csv(path, sep="\t", index_col="name").to_numpy()
+    off = ~np.eye(8, dtype=bool)
+    warped, straight = (
+        np.abs(tables[atlas] - tables["Direct"])[off].max() for atlas in ("Other", "Mine")
+    )
+    assert warped < straight / 2
 
 
 # The atlases in the derivatives

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import pickle
 import time
 from pathlib import Path
 
@@ -121,13 +120,6 @@ def test_names_without_a_work_folder(tmp_path):
     assert step_name("_map0", folder, tmp_path / "elsewhere") == "_map0"
     assert step_name("_map0", folder, str(tmp_path)) == "wf.map._map0"
     assert step_name("wf.map", folder.parent.parent, tmp_path) == "wf.map"
-
-
-def test_pickled_copy_listens_to_nothing(nodes, progress):
-    copy = pickle.loads(pickle.dumps(progress))  # noqa: S301
-    nodes[0].run_with(copy)
-    assert progress.records == {}
-    assert not hasattr(copy, "records")
 
 
 @pytest.mark.parametrize("total", [1, 3, 10, 137])

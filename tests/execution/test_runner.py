@@ -127,6 +127,32 @@ def test_failure_names_step_and_reason(run, tmp_path, plugin):
     assert "Traceback" in log or "crash" in log
 
 
+NO_PLACE_FOR_LOGS = """
+def fails_without_logs(x):
+    import shutil
+    from pathlib import Path
+    shutil.rmtree(x)
+    # As little can be written there as to a full disk.
+    Path(x).write_bytes(b"")
+    raise ValueError("Mask m.nii is damaged: copy it again.")
+
+def build(workflow, pe):
+    bad, other = function(fails_without_logs, "bad"), function(fine, "other")
+    bad.inputs.x = str(Path(sys.argv[1], "logs"))
+    other.inputs.x = "m.nii"
+    workflow.add_nodes([bad, other])
+"""
+
+
+@both_plugins
+def test_a_failure_is_told_where_the_logs_have_no_place(run, tmp_path, plugin):
+    outcome, _ = run(NO_PLACE_FOR_LOGS, plugin)
+    # The crash file is in the folder of the step instead.
+    assert outcome["failures"] == [["wf.bad", "Mask m.nii is damaged: copy it again.", True]]
+    assert len(list((tmp_path / "work" / "wf" / "bad").glob("crash-*.txt"))) == 1
+    assert outcome["nodes"] == {"wf.bad": "failed", "wf.other": "done"}
+
+
 def test_pieces_of_a_mapnode_fail_under_their_full_names(run):
     outcome, _ = run(PIECES, "MultiProc")
     assert sorted(outcome["failures"]) == [

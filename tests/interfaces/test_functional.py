@@ -1,13 +1,23 @@
 """Functional interfaces through nodes, against a loop over subjects with np.corrcoef."""
 
 import itertools
+from pathlib import Path
 
 import h5py
 import nibabel as nb
 import numpy as np
 import pytest
+from nipype.interfaces.base import isdefined
 
-from lacuna_nipype.interfaces import ConnectomeMask, CorrelateBatch, ReduceCorrelation
+from lacuna_nipype.core.files import fingerprint
+from lacuna_nipype.interfaces import (
+    ConnectomeMask,
+    CorrelateBatch,
+    ListMaps,
+    PickMaps,
+    ReduceCorrelation,
+    SeedCorrelations,
+)
 
 
 def series_of(path):
@@ -163,3 +173,50 @@ def test_maps_are_cached(connectomes, partials, runs_once):
     assert runs_once(
         lambda: ReduceCorrelation(partial_files=partials, connectome_file=connectomes[0])
     )
+
+
+@pytest.mark.parametrize("interface", [CorrelateBatch, SeedCorrelations])
+def test_a_connectome_of_other_content_is_refused(interface, connectomes, masks, run_node):
+    path, other = map(Path, connectomes)
+    expected = fingerprint(path)
+    right = interface(connectome_file=path, mask_files=masks, fingerprint=expected)
+    assert run_node(right, "right").out_file
+    wrong = interface(connectome_file=other, mask_files=masks, fingerprint=expected)
+    with pytest.raises(Exception, match="has changed since the run began"):
+        run_node(wrong, "wrong")
+
+
+def test_a_connectome_that_changes_while_it_is_read(connectomes, masks, run_node, monkeypatch):
+    from lacuna_nipype.connectomes import partial
+
+    path, other = map(Path, connectomes)
+    write = partial.write_partial
+
+    def write_and_replace(*args, **kwargs):
+        made = write(*args, **kwargs)
+        path.write_bytes(other.read_bytes())
+        return made
+
+    monkeypatch.setattr(partial, "write_partial", write_and_replace)
+    node = CorrelateBatch(connectome_file=path, mask_files=masks, fingerprint=fingerprint(path))
+    with pytest.raises(Exception, match="has changed since the run began"):
+        run_node(node)
+
+
+def test_each_lesion_picks_its_own_maps(partials, connectomes, run_node):
+    reduced = run_node(
+        ReduceCorrelation(partial_files=partials, connectome_file=connectomes[0]), "reduced"
+    )
+    lists = {
+        name: getattr(reduced, name) for name in ("r_maps", "t_maps", "tsig_maps", "summaries")
+    }
+    listed = run_node(ListMaps(valid_mask=reduced.valid_mask, **lists), "listed")
+    assert listed.valid_mask == reduced.valid_mask
+    for number in range(2):
+        own = run_node(PickMaps(in_file=listed.out_file, number=number), f"own_{number}")
+        assert own.r == reduced.r_maps[number]
+        assert own.t == reduced.t_maps[number]
+        assert own.summary == reduced.summaries[number]
+        # Neither given, nor made.
+        assert not isdefined(own.z)
+        assert not isdefined(own.tsig)

@@ -205,7 +205,7 @@ def test_errors_and_warnings_stand_at_the_top(out):
     (summary,) = [e for e in parse(report.path).iter("section") if e.get("id") == "summary"]
     messages = [words(p) for p in summary.iter("p")]
     assert messages[0] == "Error: Structural disconnection failed: no space left."
-    assert messages[1].startswith("Error: 1 results are missing")
+    assert messages[1].startswith("Error: 1 result is missing")
     assert messages[2] == "Warning: The mask has 9 voxels."
 
 
@@ -236,6 +236,22 @@ def test_a_damaged_record_does_not_take_the_page_with_it(out):
     report = write_participant_report(out, "01", outcome=NOTHING_SAID)
     assert "desc-provenance.json is damaged" in report.problems[0]
     assert "No run left a record of this participant" in words(parse(report.path))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("Parameters", "lacks what a run records"), ("Connectome", "does not tell its methods")],
+)
+def test_an_incomplete_record_is_told(out, key, message):
+    (path,) = out.glob("**/*_desc-provenance.json")
+    record = json.loads(path.read_text())
+    del (record["Runs"][0] if key == "Parameters" else record["Runs"][0]["Analyses"]["fnm"])[key]
+    path.write_text(json.dumps(record))
+    report = write_participant_report(out, "01", outcome=NOTHING_SAID)
+    assert any(message in problem for problem in report.problems)
+    page = parse(report.path)
+    assert message in words(page)
+    assert len(list(page.iter("img"))) == 8
 
 
 def test_an_empty_mask_has_a_page(tmp_path):

@@ -1,0 +1,87 @@
+"""Which lesions a run is working on, told to other runs on the same output folder."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lacuna_nipype.core.exceptions import LacunaError
+from lacuna_nipype.core.files import read_json, write_json
+from lacuna_nipype.io.derivatives import dataset_lock
+
+Signatures = Mapping[str, str]
+logger = logging.getLogger("lacuna_nipype")
+
+
+@contextmanager
+def claimed(output_dir: Path, run_id: str, lesions: Mapping[str, Signatures]) -> Iterator[None]:
+    """Keep other runs from writing other results of the same lesions meanwhile.
+
+    Runs that write the same results may work at once: each file is whole, whoever wrote it.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Derivatives dataset.
+    run_id : str
+        Name of the run.
+    lesions : mapping of str to mapping
+        By lesion and analysis, signatures of all that the results depend on.
+
+    Raises
+    ------
+    LacunaError
+        Another run works on one of the lesions, with other parameters or inputs.
+    """
+    folder = output_dir / "logs" / "running"
+    with dataset_lock(output_dir):
+        for other in _running(folder):
+            _refuse_other_results(output_dir, other, lesions)
+        path = write_json(folder / f"{run_id}.json", {key: dict(lesions[key]) for key in lesions})
+        # The lock goes with the process, however that ends.
+        held = path.open("rb")
+        _lock(held)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        held.close()
+
+
+def _running(folder: Path) -> Iterator[Path]:
+    """Give the files of the runs that go on, and remove those of runs that were killed."""
+    for path in sorted(folder.glob("*.json")):
+        with path.open("rb") as stream:
+            ended = _lock(stream)
+        if ended:
+            path.unlink(missing_ok=True)
+        else:
+            yield path
+
+
+def _lock(stream: Any) -> bool:
+    """Lock a file for this process, unless another has."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        logger.info("The file system of %s has no locks.", stream.name)
+    return True
+
+
+def _refuse_other_results(
+    output_dir: Path, other: Path, lesions: Mapping[str, Signatures]
+) -> None:
+    theirs = read_json(other)
+    for key in sorted(set(theirs) & set(lesions)):
+        both = set(theirs[key]) & set(lesions[key])
+        if any(theirs[key][analysis] != lesions[key][analysis] for analysis in both):
+            raise LacunaError(
+                f"Another run ({other.stem}) works on {key} in {output_dir}, with other "
+                "parameters or inputs; wait for its end, or choose another output folder."
+            )

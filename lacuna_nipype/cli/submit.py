@@ -1,0 +1,369 @@
+"""``--submit slurm-array``: a run as an array of jobs and one after it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.core.exceptions import DependencyError, LacunaError
+
+if TYPE_CHECKING:
+    from lacuna_nipype.cli.inputs import RunInputs
+    from lacuna_nipype.cli.recovery import Recovery
+    from lacuna_nipype.execution.estimates import Sizes
+    from lacuna_nipype.execution.slurm_array import Job
+
+WAYS = ("slurm-array",)
+# Where the flags do not say: processors of the last job, and of a task.
+PROCESSORS, TASK_PROCESSORS = 8, 4
+# A run checks its inputs before, and draws its pages after, all steps.
+LEAST_GB, LEAST_LAST_GB = 0.5, 1.5
+# Options that the jobs have of their own, or that are for the one who submits.
+_NOT_FOR_JOBS = ("submit", "array_size", "submit_part", "plugin", "plugin_args", "use_plugin",
+                 "work_dir")  # fmt: skip
+# What a part of the pass needs of the other steps.
+_BEFORE_PASS = ("ValidateMask", "ApplyTransform", "TemplateGrid", "ConnectomeMask", "ResampleMask",
+                "SelectSeeds")  # fmt: skip
+
+
+def read_part(text: str) -> tuple[str, int, int]:
+    """Read which part of a pass is meant.
+
+    Parameters
+    ----------
+    text : str
+        Such as ``correlate:0/12``: the first of twelve.
+
+    Returns
+    -------
+    stage : {"relate", "correlate"}
+    number, total : int
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        There is no such part.
+    """
+    found = re.fullmatch(r"(relate|correlate):(\d+)/(\d+)", text)
+    if found is None or int(found[2]) >= int(found[3]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part, such as correlate:0/12")
+    return found[1], int(found[2]), int(found[3])
+
+
+def part_name(text: str) -> str:
+    """Accept the name of a part."""
+    read_part(text)
+    return text
+
+
+def passes_folder(config: RunConfig) -> Path:
+    """Folder in which the parts of a pass are kept for the run that needs them all."""
+    return config.work_dir / "passes"
+
+
+def clear_passes(config: RunConfig) -> None:
+    """Remove what was kept, when the run that it was for has taken it."""
+    shutil.rmtree(passes_folder(config), ignore_errors=True)
+
+
+# --- to submit --------------------------------------------------------------------------------
+
+
+def submit_run(config: RunConfig, run_id: str) -> int:
+    """Write the scripts of a run and submit them.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With ``dry_run``, the scripts are only printed.
+    run_id : str
+
+    Returns
+    -------
+    int
+        Exit code; the reason is the last line printed.
+    """
+    from lacuna_nipype.cli.inputs import gather_inputs
+    from lacuna_nipype.cli.participant import MISSING_PROGRAM, OK, USAGE, _end, _say, _show_inputs
+    from lacuna_nipype.cli.recovery import plan_recovery
+    from lacuna_nipype.execution.runner import require_plugin
+
+    try:
+        if not config.dry_run:
+            require_plugin("SLURM", config.plugin_args)
+        inputs = gather_inputs(config)
+        _show_inputs(inputs)
+        recovery = plan_recovery(config, inputs)
+        if not recovery.inputs.inspection.lesions:
+            return _end(OK, "Nothing is left to do: no job is submitted.")
+        plan = _plan(config, recovery, run_id)
+    except DependencyError as error:
+        return _end(MISSING_PROGRAM, str(error))
+    except LacunaError as error:
+        return _end(USAGE, str(error))
+    for line in plan.describe():
+        _say(line)
+    if config.dry_run:
+        for name, text in plan.scripts.items():
+            _say(f"\n{plan.folder / name}:\n{text}")
+        return _end(OK, "Dry run: nothing was written or submitted.")
+    try:
+        return _submit(config, plan)
+    except LacunaError as error:
+        return _end(USAGE, str(error))
+    except OSError as error:
+        return _end(USAGE, f"{error.filename or plan.folder}: {error.strerror or error}.")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Jobs of a run and their scripts."""
+
+    arrays: tuple[Job, ...]
+    last: Job
+    scripts: dict[str, str]
+    folder: Path
+    sbatch_args: tuple[str, ...]
+    n_files: int
+
+    def describe(self) -> list[str]:
+        lines = []
+        for job in self.arrays:
+            done = "chooses voxels in" if job.name == "relate" else "goes through"
+            lines.append(
+                f"{job.name}: {job.describe()}; {done} {self.n_files} files of the connectome."
+            )
+        lines.append(f"merge: {self.last.describe()}; everything else.")
+        return lines
+
+
+def _plan(config: RunConfig, recovery: Recovery, run_id: str) -> _Plan:
+    from lacuna_nipype.execution.slurm_array import job_script, submit_script
+    from lacuna_nipype.execution.slurm_commands import option_words, read_template
+
+    inputs = recovery.inputs
+    folder = config.output_dir / "logs" / run_id / "submit"
+    asked = config.plugin_args
+    sbatch_args = option_words(asked.get("sbatch_args", ""))
+    python = option_words(asked.get("python") or [sys.executable])
+    arrays, last = _jobs(config, inputs, python)
+    layout: dict[str, Any] = {
+        "run": run_id, "folder": folder, "start": Path.cwd(),
+        "template": read_template(asked.get("template")), "sbatch_args": sbatch_args,
+    }  # fmt: skip
+    scripts = {f"{job.name}.sh": job_script(job, **layout) for job in (*arrays, last)}
+    scripts["submit.sh"] = submit_script(arrays, last, folder=folder, sbatch_args=sbatch_args)
+    n_files = len(inputs.functional.files) if inputs.functional else 0
+    return _Plan(tuple(arrays), last, scripts, folder, tuple(sbatch_args), n_files)
+
+
+def _jobs(config: RunConfig, inputs: RunInputs, python: Sequence[str]) -> tuple[list[Job], Job]:
+    """Arrays for the pass, and the job for everything else."""
+    from lacuna_nipype.cli.participant import _dataset_links, _pass_memory, build_workflow
+    from lacuna_nipype.cli.sizes import run_sizes
+    from lacuna_nipype.execution.estimates import apply_estimates, iter_nodes
+    from lacuna_nipype.execution.slurm_array import Job
+
+    threads = min(config.omp_nthreads or TASK_PROCESSORS, config.nprocs)
+    budget = config.memory_gb or math.inf
+    # In a job, a pass may have all the memory.
+    alone = replace(config, omp_nthreads=threads, nprocs=threads, memory_gb=budget)
+    sizes = run_sizes(alone, inputs, _pass_memory(alone, inputs))
+    workflow = build_workflow(alone, inputs, _dataset_links(alone, inputs))
+    apply_estimates(workflow, sizes)
+    steps = [node for node in iter_nodes(workflow) if "minutes" in (node.plugin_args or {})]
+    passes = [node for node in steps if node.name in ("relate", "correlate")]
+    others = [node for node in steps if node not in passes]
+    before = [node for node in others if type(node.interface).__name__ in _BEFORE_PASS]
+
+    def job(name: str, n_procs: int, gb: float, work: float, tasks: int | None = None) -> Job:
+        # They are told what they have: they may see more on their machine.
+        gb = max(LEAST_GB, min(round(gb, 3), budget))
+        resources = ["--nprocs", str(n_procs), "--omp-nthreads", str(threads), "--mem", f"{gb}G"]
+        command = (*python, "-m", "lacuna_nipype", *_words(config), *resources)
+        return Job(name, command, n_procs, gb, work, tasks)
+
+    arrays = []
+    n_files = len(inputs.functional.files) if passes and inputs.functional else 0
+    tasks = min(config.array_size or n_files, n_files)
+    for node in sorted(passes, key=lambda node: node.name != "relate"):
+        gb = max(node.mem_gb, _together(before, threads))
+        work = _work(before, sizes) / threads + math.ceil(n_files / tasks) * _work([node], sizes)
+        arrays.append(job(node.name, threads, gb, work, tasks))
+    gb = max(_together(others, config.nprocs), LEAST_LAST_GB, *(node.mem_gb for node in passes))
+    work = _work(others, sizes) / config.nprocs + max(_work([node], sizes) for node in others)
+    return arrays, job("merge", config.nprocs, gb, work)
+
+
+def _words(config: RunConfig) -> list[str]:
+    """Words of the command without those on how it is run."""
+    from lacuna_nipype.cli.record import command_words
+
+    options = {k: v for k, v in config.to_dict().items() if k not in _NOT_FOR_JOBS}
+    places = [str(config.bids_dir), str(config.output_dir), config.analysis_level]
+    return [
+        *places,
+        *command_words(options),
+        *(["--no-reports"] if not config.reports else []),
+        *(["--stop-on-first-crash"] if config.stop_on_first_crash else []),
+        *["-v"] * config.verbose,
+        *("-w", str(config.work_dir)),
+    ]
+
+
+def _work(nodes: Sequence[Any], sizes: Sizes) -> float:
+    """Minutes that steps take one after the other; pieces are lesions, but for those of files."""
+    from lacuna_nipype.execution.estimates import estimate_resources
+
+    return sum(
+        estimate_resources(type(node.interface).__name__, sizes).minutes
+        * (sizes.lesions if node.name == "seeds" else 1)
+        for node in nodes
+    )
+
+
+def _together(nodes: Sequence[Any], count: int) -> float:
+    """Memory of the largest steps, as many as may run at once."""
+    return sum(sorted((node.mem_gb for node in nodes), reverse=True)[:count])
+
+
+def _submit(config: RunConfig, plan: _Plan) -> int:
+    from lacuna_nipype.cli.participant import OK, SOME_FAILED, _end, _say
+    from lacuna_nipype.execution.slurm_array import after_options
+    from lacuna_nipype.execution.slurm_commands import SlurmError, cancel_jobs, submit_job
+    from lacuna_nipype.io.derivatives import refuse_foreign_dataset
+
+    refuse_foreign_dataset(config.output_dir)
+    passes_folder(config).mkdir(parents=True, exist_ok=True)
+    plan.folder.mkdir(parents=True)
+    for name, text in plan.scripts.items():
+        (plan.folder / name).write_text(text, encoding="utf-8")
+    submitted: list[int] = []
+    after: list[str] = []
+    for job in (*plan.arrays, plan.last):
+        script = plan.folder / f"{job.name}.sh"
+        try:
+            submitted.append(submit_job(script, [*plan.sbatch_args, *after]))
+        except SlurmError as error:
+            try:
+                cancel_jobs(submitted)
+                left = "no job is left"
+            except SlurmError:
+                left = f"end what is there with: scancel {' '.join(map(str, submitted))}"
+            return _end(SOME_FAILED, f"{script} could not be submitted, {left}: {error}")
+        _say(f"Job {submitted[-1]}: {job.name}")
+        after = after_options(submitted[-1])
+    if plan.arrays:
+        _say(
+            "When a task fails, the jobs after it are cancelled. Then submit again what is "
+            f"missing: sh {shlex.quote(str(plan.folder / 'submit.sh'))} (with --array=3,7 for "
+            "these tasks only; tasks that have their part end at once)."
+        )
+    return _end(OK, f"Submitted; scripts and log files: {plan.folder}")
+
+
+# --- a task of the array ----------------------------------------------------------------------
+
+
+def run_part(config: RunConfig, part: str) -> int:
+    """Go through a part of the connectome's files and keep the results.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the whole run.
+    part : str
+        See :func:`read_part`.
+
+    Returns
+    -------
+    int
+        Exit code; the reason is the last line printed.
+    """
+    from lacuna_nipype.cli.inputs import gather_inputs
+    from lacuna_nipype.cli.participant import OK, USAGE, _end, _own_work_folder
+    from lacuna_nipype.cli.recovery import plan_recovery
+
+    stage, number, total = read_part(part)
+    folder = config.work_dir / "parts" / f"{stage}-{number + 1}-of-{total}"
+    try:
+        inputs = gather_inputs(config)
+        config = replace(config, omp_nthreads=min(config.omp_nthreads or 1, config.nprocs))
+        inputs = plan_recovery(config, inputs).inputs
+        if inputs.functional is None or not inputs.inspection.lesions:
+            return _end(OK, "Nothing is left to do.")
+        with _own_work_folder(folder):
+            code = _run_part(config, inputs, part, folder)
+    except LacunaError as error:
+        return _end(USAGE, str(error))
+    except OSError as error:
+        return _end(USAGE, f"{error.filename or folder}: {error.strerror or error}.")
+    if code == OK:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
+
+
+def _run_part(config: RunConfig, inputs: RunInputs, part: str, folder: Path) -> int:
+    from lacuna_nipype.cli.participant import (
+        OK,
+        SOME_FAILED,
+        _dataset_links,
+        _end,
+        _lesion_arguments,
+        _pass_memory,
+    )
+    from lacuna_nipype.cli.sizes import run_sizes
+    from lacuna_nipype.execution.estimates import apply_estimates
+    from lacuna_nipype.execution.runner import configure_nipype, expanded_nodes, run_graph
+    from lacuna_nipype.execution.threads import limited_threads
+    from lacuna_nipype.workflows.passes import init_pass_wf
+
+    stage, number, total = read_part(part)
+    log_dir = folder / "log"
+    log_dir.mkdir(exist_ok=True)
+    for old in log_dir.glob("crash-*"):
+        old.unlink()
+    configure_nipype(log_dir=log_dir, stop_on_first_crash=False, verbose=config.verbose)
+    links = _dataset_links(config, inputs)
+    memory_gb = _pass_memory(config, inputs)
+    workflow = init_pass_wf(
+        lesions=[
+            _lesion_arguments(lesion, links, config, inputs)
+            for lesion in inputs.inspection.lesions
+        ],
+        connectome_files=inputs.functional.paths,
+        part=range(number, len(inputs.functional.paths), total),
+        fingerprints=inputs.functional_content,
+        partial_dir=passes_folder(config),
+        base_dir=folder,
+        functional_space=inputs.functional.space,
+        stage=stage,
+        method=config.fnm_method,
+        pini_percentile=config.pini_percentile,
+        memory_gb=memory_gb,
+        omp_nthreads=config.omp_nthreads,
+    )
+    apply_estimates(workflow, run_sizes(config, inputs, memory_gb))
+    passes_folder(config).mkdir(parents=True, exist_ok=True)
+    with limited_threads(config.omp_nthreads):
+        outcome = run_graph(
+            workflow,
+            n_nodes=len(expanded_nodes(workflow)),
+            plugin="MultiProc",
+            nprocs=config.nprocs,
+            memory_gb=config.memory_gb,
+            crash_dir=log_dir,
+        )
+    if outcome.error or outcome.failures:
+        reason = outcome.error or outcome.failures[0].reason
+        return _end(SOME_FAILED, f"Part {part} failed: {reason} Log: {log_dir}")
+    return _end(OK, f"Part {part} is done.")

@@ -1,0 +1,69 @@
+"""Runs on one output folder tell each other which lesions they work on."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lacuna_nipype.cli.claims import claimed
+from lacuna_nipype.core.exceptions import LacunaError
+
+MINE = {"sub-01_label-L": {"rd": "a", "fnm": "b"}, "sub-02_label-L": {"rd": "c"}}
+
+
+def claims(out):
+    return sorted(path.name for path in (out / "logs" / "running").glob("*"))
+
+
+def test_a_claim_lasts_as_long_as_the_run(tmp_path):
+    with claimed(tmp_path, "run-1", MINE):
+        assert claims(tmp_path) == ["run-1.json"]
+    assert claims(tmp_path) == []
+    with pytest.raises(RuntimeError), claimed(tmp_path, "run-1", MINE):
+        raise RuntimeError
+    assert claims(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("theirs", "refused"),
+    [
+        ({"sub-03_label-L": {"rd": "x"}}, False),
+        # The same results, whoever writes them.
+        ({"sub-01_label-L": {"rd": "a", "fnm": "b"}}, False),
+        # Files of other names.
+        ({"sub-01_label-L": {"snm": "x"}}, False),
+        ({"sub-01_label-L": {"rd": "a", "fnm": "x"}}, True),
+        ({"sub-02_label-L": {"rd": "x"}, "sub-03_label-L": {"rd": "y"}}, True),
+    ],
+)
+def test_other_results_of_the_same_lesion_are_refused(tmp_path, theirs, refused):
+    with claimed(tmp_path, "run-1", MINE):
+        if refused:
+            (key,) = set(theirs) & set(MINE)
+            with (
+                pytest.raises(LacunaError, match=f"run-1.*{key}"),
+                claimed(tmp_path, "run-2", theirs),
+            ):
+                pass
+            assert claims(tmp_path) == ["run-1.json"]
+        else:
+            with claimed(tmp_path, "run-2", theirs):
+                assert claims(tmp_path) == ["run-1.json", "run-2.json"]
+    with claimed(tmp_path, "run-3", theirs):
+        assert claims(tmp_path) == ["run-3.json"]
+
+
+def test_the_claim_of_a_killed_run_is_void(tmp_path):
+    script = f"""
+import os, signal
+from pathlib import Path
+from lacuna_nipype.cli.claims import claimed
+with claimed(Path({str(tmp_path)!r}), "killed", {MINE}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode < 0
+    assert claims(tmp_path) == ["killed.json"]
+    other = {key: {"rd": "x"} for key in MINE}
+    with claimed(tmp_path, "next", other):
+        assert claims(tmp_path) == ["next.json"]

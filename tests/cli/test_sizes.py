@@ -1,0 +1,75 @@
+"""What headers tell of a run's data."""
+
+import math
+
+import nibabel as nb
+import numpy as np
+import pytest
+
+from lacuna_nipype.cli.inputs import gather_inputs
+from lacuna_nipype.cli.parser import parse_config
+from lacuna_nipype.cli.sizes import run_sizes
+from lacuna_nipype.connectomes.functional import open_connectome
+from lacuna_nipype.io.demonstration import DemonstrationPaths, write_demonstration
+
+PARTICIPANT = ("--participant-label", "02")
+
+
+@pytest.fixture(scope="module")
+def demonstration(tmp_path_factory):
+    paths = DemonstrationPaths(tmp_path_factory.mktemp("demo"))
+    write_demonstration(paths.directory)
+    return paths
+
+
+def sizes(demonstration, tmp_path, *words):
+    places = [demonstration.bids_dir, tmp_path / "out", "participant", "-w", tmp_path / "work"]
+    words = (*PARTICIPANT, "--omp-nthreads", "2", "--nprocs", "2", *words)
+    config = parse_config([str(word) for word in (*places, *words)])
+    inputs = gather_inputs(config)
+    return run_sizes(config, inputs, 1.5), inputs
+
+
+def test_all_analyses(demonstration, tmp_path):
+    found, inputs = sizes(
+        demonstration, tmp_path,
+        *("--functional-connectome", demonstration.functional_connectome),
+        *("--structural-connectome", demonstration.structural_connectome),
+        *("--parcel-atlases", "Demo", "--snm-engine", "index"),
+    )  # fmt: skip
+    masks = [nb.load(lesion.record.path) for lesion in inputs.inspection.lesions]
+    assert found.lesions == len(masks) == 2
+    assert found.mask_voxels == max(math.prod(mask.shape) for mask in masks)
+    connectome = open_connectome(demonstration.functional_connectome)
+    assert found.brain_voxels == connectome.n_voxels
+    assert found.all_subjects == connectome.n_subjects > found.subjects
+    assert found.files == len(connectome.files)
+    atlas = np.asarray(nb.load(inputs.atlases[0].image).dataobj)
+    assert found.atlas_voxels == atlas.size
+    assert np.count_nonzero(atlas) / 3 < found.atlas_values < 3 * np.count_nonzero(atlas)
+    assert found.regions == len(np.unique(atlas[atlas > 0]))
+    tractogram = demonstration.structural_connectome
+    assert found.tractogram_bytes == tractogram.stat().st_size
+    assert 0 < found.streamlines < found.tractogram_bytes / 100
+    # 2 mm, as by default, and nothing is returned to another grid.
+    assert found.structural_voxels == 91 * 109 * 91
+    assert found.returned_voxels == found.transform_bytes == 0
+    largest = max(mask.get_fdata().sum() * abs(np.linalg.det(mask.affine)) for mask in masks)
+    one = abs(np.linalg.det(connectome.grid.affine))
+    assert found.seed_voxels == pytest.approx(largest / one, abs=2)
+    assert (found.pass_gb, found.threads) == (1.5, 2)
+    assert 0 < found.read_gb < 1
+
+
+def test_regional_damage_alone(demonstration, tmp_path):
+    found, _ = sizes(demonstration, tmp_path, "--parcel-atlases", "Demo")
+    assert found.mask_voxels > found.atlas_voxels > 0
+    assert found.functional_voxels == found.tractogram_bytes == found.read_gb == 0
+
+
+def test_maps_on_another_grid(demonstration, tmp_path):
+    found, _ = sizes(
+        demonstration, tmp_path, "--functional-connectome", demonstration.functional_connectome,
+        "--output-resolution", "1",
+    )  # fmt: skip
+    assert found.returned_voxels == 182 * 218 * 182
