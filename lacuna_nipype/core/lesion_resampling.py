@@ -31,6 +31,8 @@ from lacuna_nipype.core.transforms import (
 # The volume of a lesion of this size in ml, or larger, changes by this share at most. Below, the
 # volume is that of a few voxels, and nothing but a finer grid can hold it.
 GUARDED_ML, MOST_CHANGE = 1.0, 0.04
+# That holds for voxels of up to 3 mm; on coarser grids nearest neighbour is left as it is.
+COARSEST_ML = 0.03
 # A first look at the volume, voxel by voxel, is not more exact than this.
 _ROUGHNESS = 0.015
 # Points per axis at which a voxel's share of lesion is taken.
@@ -96,7 +98,7 @@ def resample_mask(
     adjusted = 0
     if before is not None:
         change = resampled.sum() * target.voxel_volume_ml / (mask.sum() * source.voxel_volume_ml)
-        if _is_guarded(mask, source, change):
+        if _is_guarded(mask, source, target, change):
             adjusted = _keep_volume(resampled, mask, source, target, PointMap())
     after = centre_of_mass(resampled, target)
     shift = None
@@ -113,7 +115,7 @@ def warp_mask(
     Nearest neighbour, as :func:`lacuna_nipype.core.transforms.warp_labels`, with two exceptions.
     A non-empty lesion of which no voxel is left keeps the target voxel that contains its centre
     of mass, provided that the centre lies in the target's field of view. And where a lesion of
-    1 ml or more would change its volume by more than 4 % beyond what the transform itself does,
+    1 ml or more, on voxels of 3 mm or less, would change its volume by more than 4 % beyond what the transform itself does,
     it becomes the voxels that it covers most, so many that their volume is right.
 
     Parameters
@@ -142,17 +144,18 @@ def warp_mask(
         if warped.any():
             place, volume = _back_in_source(warped, target, point_map)
             change = volume / 1000 / (mask.sum() * source.voxel_volume_ml)
-            if _is_guarded(mask, source, change):
+            if _is_guarded(mask, source, target, change):
                 adjusted = _keep_volume(warped, mask, source, target, point_map)
                 place, _ = _back_in_source(warped, target, point_map)
             shift = float(np.linalg.norm(place - centre))
     return warped, _account(mask, source, warped, target, shift, kept, adjusted)
 
 
-def _is_guarded(mask: NDArray[np.bool_], source: Grid, change: float) -> bool:
+def _is_guarded(mask: NDArray[np.bool_], source: Grid, target: Grid, change: float) -> bool:
     """Whether a lesion whose volume is multiplied by some number has to be put right."""
     large = np.count_nonzero(mask) * source.voxel_volume_ml >= GUARDED_ML
-    return bool(large and abs(change - 1) > MOST_CHANGE - _ROUGHNESS)
+    fine = target.voxel_volume_ml <= COARSEST_ML
+    return bool(large and fine and abs(change - 1) > MOST_CHANGE - _ROUGHNESS)
 
 
 def _keep_volume(
