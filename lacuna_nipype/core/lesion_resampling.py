@@ -115,8 +115,9 @@ def warp_mask(
     Nearest neighbour, as :func:`lacuna_nipype.core.transforms.warp_labels`, with two exceptions.
     A non-empty lesion of which no voxel is left keeps the target voxel that contains its centre
     of mass, provided that the centre lies in the target's field of view. And where a lesion of
-    1 ml or more, on voxels of 3 mm or less, would change its volume by more than 4 % beyond what the transform itself does,
-    it becomes the voxels that it covers most, so many that their volume is right.
+    1 ml or more, on voxels of 3 mm or less, would change its volume by more than 4 % beyond what
+    the transform itself does, it becomes the voxels that it covers most, so many that their
+    volume is right.
 
     Parameters
     ----------
