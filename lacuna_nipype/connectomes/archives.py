@@ -180,6 +180,7 @@ def _explained(path: Path, folder: Path, names: _Names) -> Iterator[None]:
         raise ValidationError(
             f"{path} is truncated or damaged {place}; download it again."
         ) from error
+    # zipfile raises this for methods of compression that Python does not have.
     except NotImplementedError as error:
         raise ValidationError(
             f"{path} is packed by a method that cannot be read; pack it as tar, tar.gz or zip."
