@@ -422,7 +422,7 @@ def job_assign(job: dict[str, Any]) -> Found:
 
 def job_matrices(job: dict[str, Any]) -> Found:
     """From assignments and hits on disk to matrices on disk."""
-    from lacuna_nipype.core.disconnectivity import Disconnectivity, count_matrix
+    from lacuna_nipype.core.disconnectivity import Disconnectivity
     from lacuna_nipype.io.tables import write_matrix
 
     folder, out, n_parcels, clock = Path(job["folder"]), Path(job["out"]), job["parcels"], Clock()
@@ -430,15 +430,14 @@ def job_matrices(job: dict[str, Any]) -> Found:
     full = np.load(folder / f"full_{n_parcels}.npy")
     hits = np.load(out / "hits.npy")
     clock.mark("load")
-    lesion = count_matrix(assignments, n_parcels, None, hits)
-    matrices = Disconnectivity.make(full, lesion)
+    matrices = Disconnectivity.of_lesion(full, assignments, hits)
     values = [getattr(matrices, name) for name in QUANTITIES]
     clock.mark("in_memory")
     names = [f"parcel {i + 1}" for i in range(n_parcels)]
     for name, value in zip(QUANTITIES, values, strict=True):
         write_matrix(out / f"{name}.tsv", names, value)
     clock.mark("write")
-    np.savez(out / "matrices.npz", full=full, lesion=lesion)
+    np.savez(out / "matrices.npz", full=full, lesion=matrices.lesion)
     return {**clock.parts, **clock.sums("seconds", list(clock.parts))}
 
 
@@ -507,7 +506,8 @@ def _load_matrix_kernels() -> None:
 
     assignments = np.array([[1, 2], [2, 3]], dtype=np.int32)
     full = count_matrix(assignments, 3)
-    Disconnectivity.make(full, count_matrix(assignments, 3, None, np.array([1])))
+    Disconnectivity.of_lesion(full, assignments, np.array([1]))
+    Disconnectivity.make(full, full)
 
 
 # Measuring

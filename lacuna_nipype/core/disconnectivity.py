@@ -55,11 +55,22 @@ def count_matrix(
     ValidationError
         Shapes disagree, a node is not between 0 and K, or a position is not in the tractogram.
     """
+    sums = np.zeros((n_nodes, n_nodes))
+    _add(assignments, weights, selected, sums)
+    return sums
+
+
+def _add(
+    assignments: NDArray[np.integer[Any]],
+    weights: NDArray[np.floating[Any]] | None,
+    selected: NDArray[np.integer[Any]] | None,
+    sums: NDArray[np.float64],
+) -> None:
+    """Add streamlines to a matrix, in place."""
     from lacuna_nipype.core import matrix_kernels as kernels
 
     n_streamlines = _n_streamlines(assignments, weights)
     own = np.zeros(0) if weights is None else weights
-    sums = np.zeros((n_nodes, n_nodes))
     if selected is None:
         code = kernels.add_streamlines(assignments, own, sums)
     else:
@@ -70,9 +81,8 @@ def count_matrix(
     if code == kernels.NODE:
         raise ValidationError(
             f"Streamlines are assigned to nodes {assignments.min()} to {assignments.max()}, but "
-            f"the parcellation has nodes 1 to {n_nodes} (0 is none); assign them again."
+            f"the parcellation has nodes 1 to {len(sums)} (0 is none); assign them again."
         )
-    return sums
 
 
 def _n_streamlines(
@@ -160,15 +170,58 @@ class Disconnectivity:
         ValidationError
             Shapes differ, or the lesion cuts more than there is.
         """
-        from lacuna_nipype.core.matrix_kernels import compare
-
         if full.shape != lesion.shape or full.ndim != 2 or full.shape[0] != full.shape[1]:
             raise ValidationError(
                 f"Matrices of shapes {full.shape} and {lesion.shape} are not of one parcellation."
             )
-        full = _without_diagonal(full)
         parts = np.empty((3, *full.shape))
-        if not compare(full, np.ascontiguousarray(lesion, np.float64), ROUNDING, parts):
+        parts[0] = lesion
+        return cls._compare(full, parts)
+
+    @classmethod
+    def of_lesion(
+        cls,
+        full: NDArray[Any],
+        assignments: NDArray[np.integer[Any]],
+        hits: NDArray[np.integer[Any]],
+        weights: NDArray[np.floating[Any]] | None = None,
+    ) -> Disconnectivity:
+        """Count what a lesion cuts and compare it with the whole.
+
+        The same as :meth:`make` of :func:`count_matrix`.
+
+        Parameters
+        ----------
+        full : array, shape (K, K)
+            From :func:`count_matrix`, of all streamlines.
+        assignments, weights
+            As for :func:`count_matrix`.
+        hits : array of int
+            Rising positions (from 0) of the streamlines that the lesion cuts.
+
+        Returns
+        -------
+        Disconnectivity
+
+        Raises
+        ------
+        ValidationError
+            As :func:`count_matrix` and :meth:`make`.
+        """
+        # Counted where they are compared: to a new process, memory that it touches for the
+        # first time is dearer than all the arithmetic.
+        parts = np.empty((3, *full.shape))
+        parts[0] = 0.0
+        _add(assignments, weights, hits, parts[0])
+        return cls._compare(full, parts)
+
+    @classmethod
+    def _compare(cls, full: NDArray[Any], parts: NDArray[np.float64]) -> Disconnectivity:
+        """Fill in what is left and the per cent; ``parts[0]`` is what is lost."""
+        from lacuna_nipype.core.matrix_kernels import compare
+
+        full = _without_diagonal(full)
+        if not compare(full, ROUNDING, parts):
             raise ValidationError(
                 "A lesion cuts more streamlines between two parcels than the whole tractogram "
                 "has there; both matrices must come from one tractogram and the same weights."

@@ -51,15 +51,16 @@ def add_selected(pairs: Any, weights: Any, selected: Any, sums: Any) -> int:
 
 
 @compiled()
-def compare(full: Any, part: Any, rounding: float, parts: Any) -> bool:
-    """Fill (3, K, K) with what is lost, left, and lost in per cent; whether it can be.
+def compare(full: Any, rounding: float, parts: Any) -> bool:
+    """Fill (3, K, K), which begins with what is lost, with what is left and lost in per cent.
 
+    Returns whether that can be: no more is lost than there is.
     Diagonals are 0. A cell of which no more than a share is left is lost entirely.
     """
     possible = True
     for i in range(full.shape[0]):
         for j in range(full.shape[0]):
-            whole, lost = full[i, j], part[i, j]
+            whole, lost = full[i, j], parts[0, i, j]
             if i == j:
                 whole = lost = 0.0
             left = whole - lost

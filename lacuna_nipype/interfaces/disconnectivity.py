@@ -197,9 +197,9 @@ class DisconnectivityMatrix(SimpleInterface):
         from lacuna_nipype.core.disconnectivity import (
             Disconnectivity,
             assignment_statistics,
-            count_matrix,
             matrix_statistics,
         )
+        from lacuna_nipype.core.exceptions import ValidationError
         from lacuna_nipype.core.files import write_json
 
         inputs, folder = self.inputs, Path(runtime.cwd)
@@ -207,8 +207,13 @@ class DisconnectivityMatrix(SimpleInterface):
         for number, (name, table, own, full) in enumerate(self._atlases()):
             nodes, assignments = read_nodes_table(Path(table)), np.load(own)
             weights = _read_weights(inputs.streamline_weights, len(assignments))
-            lesion = count_matrix(assignments, len(nodes), weights, hits)
-            matrices = Disconnectivity.make(np.load(full), lesion)
+            whole = np.load(full)
+            if len(whole) != len(nodes):
+                raise ValidationError(
+                    f"{table} lists {len(nodes)} nodes, and {full} is a matrix of {len(whole)}; "
+                    "make both again from one parcellation."
+                )
+            matrices = Disconnectivity.of_lesion(whole, assignments, hits, weights)
             statistics[name] = matrix_statistics(matrices, [node.name for node in nodes])
             statistics[name] |= assignment_statistics(assignments, hits)
             if inputs.with_matrices:

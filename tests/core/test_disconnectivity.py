@@ -94,6 +94,21 @@ def test_equals_a_slow_loop(monkeypatch, block_rows):
         assert full.dtype == np.float64
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("share", [0, 0.01, 1])
+def test_a_lesion_is_counted_and_compared_at_once(weighted, share):
+    pairs, weights, _ = random_case(7)
+    hits = np.flatnonzero(np.random.default_rng(8).random(len(pairs)) < share)
+    own = weights if weighted else None
+    full = count_matrix(pairs, 9, own)
+    at_once = Disconnectivity.of_lesion(full + np.eye(9), pairs, hits, own)
+    apart = Disconnectivity.make(full, count_matrix(pairs, 9, own, hits))
+    for name in ("full", "lesion", "intact", "percent"):
+        assert np.array_equal(getattr(at_once, name), getattr(apart, name)), name
+    with pytest.raises(ValidationError, match="more streamlines"):
+        Disconnectivity.of_lesion(full / 2, pairs, np.arange(len(pairs)), own)
+
+
 def test_order_of_streamlines_and_of_their_ends_does_not_matter():
     pairs, _, hits = random_case(2)
     rng = np.random.default_rng(3)
