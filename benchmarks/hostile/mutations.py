@@ -21,6 +21,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 Random = np.random.Generator
 Mutation = Callable[[Path, Random], str]
@@ -698,4 +700,5 @@ def spoil(path: Path, rng: Random) -> str:
 _UNFIT = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, EOFError, RuntimeError),
     *(struct.error, zlib.error, zipfile.BadZipFile, OverflowError, AttributeError, MemoryError),
+    *(ImageFileError, HeaderDataError),
 )

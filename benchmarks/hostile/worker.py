@@ -135,6 +135,8 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, list | tuple) and isinstance(second, list | tuple) and not arrays:
         return len(first) == len(second) and all(map(same, first, second))
     if arrays or (isinstance(first, float | int) and isinstance(second, float | int)):
+        if not arrays and first == second:
+            return True
         a, b = np.asarray(first), np.asarray(second)
         if a.shape != b.shape or a.dtype.kind not in "biuf" or b.dtype.kind not in "biuf":
             return False

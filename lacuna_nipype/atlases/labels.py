@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -50,7 +51,9 @@ def read_labels(path: Path) -> list[RegionName]:
         raise ValidationError(f"Labels file {path} cannot be read.") from error
     except UnicodeDecodeError as error:
         raise ValidationError(f"Labels file {path} is not a text file (UTF-8).") from error
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    # A line ends where Python's text files end it; splitlines() would cut names as well.
+    rows = io.StringIO(text, newline=None)
+    lines = [row.rstrip("\n") for row in rows if row.strip() and not row.startswith("#")]
     if not lines:
         raise ValidationError(f"Labels file {path} names no region.")
     if path.suffix.lower() in (".tsv", ".csv"):
@@ -92,7 +95,11 @@ def _from_lines(lines: Sequence[str], path: Path) -> list[RegionName]:
         return [RegionName(int(number), name.strip()) for number, name in parts]
     numbered = sum(len(part) == 2 and part[0].isdecimal() for part in parts)
     if numbered > len(parts) // 2:
-        odd = next(line for line, part in zip(lines, parts, strict=True) if len(part) < 2)
+        odd = next(
+            line
+            for line, part in zip(lines, parts, strict=True)
+            if not (len(part) == 2 and re.fullmatch("[0-9]+", part[0]))
+        )
         raise ValidationError(
             f"Labels file {path} has 'number name' on most lines but not in {odd!r}; use one form."
         )

@@ -102,7 +102,7 @@ def open_image(path: str | os.PathLike[str], **keywords: Any) -> Any:
     try:
         image = nb.load(path, **keywords)
         shape = getattr(image, "shape", ())
-        if min(shape, default=1) < 0:
+        if min(shape, default=1) < 1:
             raise ValueError(f"a shape of {shape}")
     except _UNREADABLE as error:
         raise OSError(f"{path} is no image that can be read: {error}") from error

@@ -399,6 +399,13 @@ def _read_affine(path: Path) -> AffineStep:
                 f"Transform {path} holds {' and '.join(kinds) or 'no ITK transform'} where one "
                 f"{_AFFINE} is read; convert it with antsApplyTransforms or ConvertTransformFile."
             )
+        # The reader takes the lines by their places, whatever they are called.
+        keys = [line.split(":")[0].strip() for line in text.splitlines() if line[:1] not in "#"]
+        if keys[1:3] != ["Parameters", "FixedParameters"]:
+            raise ValidationError(
+                f"Transform {path} lacks Parameters and FixedParameters below its kind; it is "
+                "damaged: write it again."
+            )
     return AffineStep(np.asarray(ITKLinearTransform.from_filename(str(path)).to_ras(), np.float64))
 
 

@@ -12,6 +12,7 @@ returned as a notice, for the command line to print.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections import defaultdict
@@ -513,8 +514,10 @@ def _description(root: Path) -> dict[str, Any]:
         raise BidsError(f"{path} is no ordinary file; remove it or put the description there.")
     try:
         content = read_json(path)
-    except (OSError, ValueError):
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
         return {}  # masks are found by their names; a broken description need not stop a run
+    except ValueError as error:
+        raise BidsError(f"{path} holds {error}; write the description again.") from error
     generated = content.get("GeneratedBy", []) if isinstance(content, dict) else None
     if not isinstance(generated, list) or not all(isinstance(item, dict) for item in generated):
         # pybids stops at these with an error that does not name the file.

@@ -68,6 +68,7 @@ def test_a_byte_order_mark_is_no_part_of_the_header(labels_of):
         ("x.tsv", "index\tname\n1\n"),
         ("x.txt", ""),
         ("x.txt", "# nothing\n\n"),
+        ("x.txt", "1 a\n2 b\na\x0bc\n4 d\n"),
     ],
     ids=[
         "doubled number",
@@ -85,6 +86,7 @@ def test_a_byte_order_mark_is_no_part_of_the_header(labels_of):
         "short row",
         "empty",
         "comments only",
+        "two words for a number",
     ],
 )
 def test_bad_files_are_named(labels_of, name, text):
@@ -99,6 +101,10 @@ def test_doubled_names_are_listed(labels_of):
 
 def test_an_exponent_is_a_name(labels_of):
     assert labels_of("a.txt", "² a\n3 b\n") == [(1, "² a"), (2, "3 b")]
+
+
+def test_only_ends_of_lines_end_names(labels_of):
+    assert labels_of("a.txt", "1 a\u2028b\r\n2 c\n") == [(1, "a\u2028b"), (2, "c")]
 
 
 def test_files_that_cannot_be_read(tmp_path):

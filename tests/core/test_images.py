@@ -52,8 +52,11 @@ def test_absurd_dimensions_are_refused_without_memory(path, size):
 
 @pytest.mark.parametrize(
     ("offset", "form", "value"),
-    [(108, "<f", float("inf")), (108, "<f", float("nan")), (42, "<h", -3), (70, "<h", 99)],
-    ids=["offset inf", "offset nan", "negative", "datatype"],
+    [
+        *((108, "<f", float("inf")), (108, "<f", float("nan"))),
+        *((42, "<h", -3), (44, "<h", 0), (70, "<h", 99)),
+    ],
+    ids=["offset inf", "offset nan", "negative", "no voxel", "datatype"],
 )
 def test_absurd_headers_are_one_kind_of_error(path, offset, form, value):
     patch(path, offset, form, value)

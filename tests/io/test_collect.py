@@ -524,6 +524,13 @@ def test_description_of_the_wrong_form(tmp_path, description):
         collect_masks(tmp_path)
 
 
+def test_description_that_is_nested_without_end(tmp_path):
+    make(tmp_path, "sub-01_label-L_mask.nii.gz")
+    (tmp_path / "dataset_description.json").write_text("[" * 100_000)
+    with pytest.raises(BidsError, match="dataset_description"):
+        collect_masks(tmp_path)
+
+
 def test_dataset_that_is_no_folder(tmp_path):
     file = tmp_path / "x"
     file.touch()
