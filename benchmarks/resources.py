@@ -28,7 +28,12 @@ from lacuna_nipype.connectomes.store import StoreSource, write_store
 from lacuna_nipype.connectomes.tractogram import write_tck
 from lacuna_nipype.core.images import save_image
 from lacuna_nipype.core.spaces import Grid, grid_of_size
-from lacuna_nipype.execution.estimates import Estimate, Sizes, estimate_resources
+from lacuna_nipype.execution.estimates import (
+    Estimate,
+    Sizes,
+    estimate_resources,
+    sizes_on_grid,
+)
 
 SPACE = "MNI152NLin6Asym"
 STEP_MM = 1.0
@@ -291,6 +296,8 @@ class Step:
         It maps files into memory: their pages are the kernel's to drop, and do not count.
     commands : bool
         It runs programs, whose memory counts too.
+    grid : str, optional
+        Grid that the step works on, as graphs say it.
     """
 
     name: str
@@ -299,6 +306,7 @@ class Step:
     label: str = ""
     mapped: bool = False
     commands: bool = False
+    grid: str | None = None
 
     @property
     def key(self) -> str:
@@ -340,12 +348,16 @@ def _fnm_steps() -> list[Step]:
         Step("PrepareParcels", "parcels", lambda d, m: {
             "in_file": d.atlas(), "labels_file": d.labels(d.case.regions, "atlas"),
             "reference": m["ConnectomeMask"]["out_file"],
-        }, "PrepareParcels to maps"),
+        }, "PrepareParcels to maps", grid="functional"),
+        Step("PrepareParcels", "parcels", lambda d, m: {
+            "in_file": d.probabilities(), "labels_file": d.labels(d.case.volumes, "volumes"),
+            "reference": m["ConnectomeMask"]["out_file"],
+        }, "PrepareParcels 4D to maps", grid="functional"),
         Step("AggregateParcels", "parcels", lambda d, m: {
             "in_files": maps(m), "quantities": ["z", "t", "p", "q"],
             "valid_mask": m["ReduceCorrelation"]["valid_mask"],
             "parcels_files": [m["PrepareParcels to maps"]["out_file"]],
-        }),
+        }, grid="functional"),
         Step("ReturnFunctionalMaps", "returned", lambda d, m: {
             "z_map": maps(m)[0], "error_map": m["ReduceCorrelation"]["error_maps"][0],
             "valid_mask": m["ReduceCorrelation"]["valid_mask"],
@@ -375,15 +387,18 @@ def _atlas_steps() -> list[Step]:
         }),
         Step("PrepareParcels", "parcels", lambda d, m: {
             "in_file": d.atlas(), "labels_file": d.labels(d.case.regions, "atlas"),
-        }),
+        }, grid="masks"),
         Step("PrepareParcels", "parcels", lambda d, m: {
             "in_file": d.probabilities(), "labels_file": d.labels(d.case.volumes, "volumes"),
-            "reference": d.mask(),
-        }, "PrepareParcels 4D"),
+        }, "PrepareParcels 4D", grid="masks"),
         Step("PrepareParcels", "parcels", lambda d, m: {
             "in_file": d.atlas(), "labels_file": d.labels(d.case.regions, "atlas"),
             "reference": d.mask(), "transforms": [d.field()],
-        }, "PrepareParcels warped"),
+        }, "PrepareParcels warped", grid="masks"),
+        Step("PrepareParcels", "parcels", lambda d, m: {
+            "in_file": d.probabilities(), "labels_file": d.labels(d.case.volumes, "volumes"),
+            "reference": d.mask(), "transforms": [d.field()],
+        }, "PrepareParcels 4D warped", grid="masks"),
         Step("RegionalDamage", "parcels", lambda d, m: {
             "mask_file": m["ValidateMask"]["out_file"],
             "parcels_files": [m["PrepareParcels"]["out_file"]],
@@ -430,7 +445,7 @@ def _snm_steps() -> list[Step]:
         }),
         Step("PrepareNodes", "disconnectivity", lambda d, m: {
             "in_file": d.atlas(), "labels_file": d.labels(d.case.regions, "atlas"),
-        }),
+        }, grid="masks"),
         Step("IndexedDensity", "streamlines", lambda d, m: {
             **index(d, m), "streamline_weights": m["PrepareWeights"]["out_file"],
         }, mapped=True),
@@ -452,6 +467,20 @@ def _snm_steps() -> list[Step]:
             "groups_file": m["PrepareGroups"]["out_file"],
             "hits": m["IndexedDisconnection"]["hits"], "n_streamlines": d.case.streamlines,
         }),
+        Step("PrepareParcels", "parcels", lambda d, m: {
+            "in_file": d.atlas(), "labels_file": d.labels(d.case.regions, "atlas"),
+            "reference": m["TemplateGrid"]["out_file"],
+        }, "PrepareParcels to disconnection", grid="structural"),
+        Step("PrepareParcels", "parcels", lambda d, m: {
+            "in_file": d.probabilities(), "labels_file": d.labels(d.case.volumes, "volumes"),
+            "reference": m["TemplateGrid"]["out_file"],
+        }, "PrepareParcels 4D to disconnection", grid="structural"),
+        Step("AggregateParcels", "parcels", lambda d, m: {
+            "in_files": [m["IndexedDisconnection"]["out_file"]],
+            "quantities": ["mapdisconnectionpct"],
+            "valid_mask": m["IndexedDisconnection"]["valid_mask"],
+            "parcels_files": [m["PrepareParcels to disconnection"]["out_file"]],
+        }, "AggregateParcels of disconnection", grid="structural"),
         Step("ReturnMap", "returned", lambda d, m: {
             "in_file": m["IndexedDisconnection"]["out_file"],
             "valid_mask": m["IndexedDisconnection"]["valid_mask"],
@@ -605,7 +634,7 @@ def run_case(
         is_warped = "transforms" in step.inputs(data, known)
         known[step.key] = measured.made
         own = sizes if is_warped else replace(sizes, transform_bytes=0)
-        yield step, measured, estimate_resources(step.name, own)
+        yield step, measured, estimate_resources(step.name, sizes_on_grid(own, step.grid))
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import lacuna_nipype
-from lacuna_nipype.cli.inputs import _collect
+from lacuna_nipype.cli.inputs import collect_lesions
 from lacuna_nipype.cli.parser import build_parser, parse_config
 from lacuna_nipype.cli.record import command_words
 from lacuna_nipype.core.exceptions import (
@@ -119,7 +119,8 @@ def run(
     words = [dataset, results, "participant", "-w", str(work / "steps"), *_words(options)]
     config = _parse(words)
     _run_command(words)
-    keys = [record.key for record in _collect(config).records]
+    collection = collect_lesions(config, (config.output_dir, config.work_dir))
+    keys = [record.key for record in collection.records]
     if not any(config.output_dir.glob("sub-*")):
         return {}
     loaded = load_derivatives(config.output_dir)

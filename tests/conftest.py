@@ -24,6 +24,7 @@ _load("slurm_cluster")
 _load("group_data")
 _load("siibra_server")
 _load("run_results")
+_load("pages")
 
 
 @pytest.fixture(autouse=True)

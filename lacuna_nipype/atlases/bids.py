@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from lacuna_nipype.atlases.entries import AtlasEntry, AtlasFiles, AtlasNotFound
 from lacuna_nipype.atlases.labels import read_labels
 from lacuna_nipype.atlases.parcels import open_atlas
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import read_json
 
 _NETWORKS = re.compile(r"(\d+)n")
 
@@ -131,7 +131,7 @@ def _sidecars(atlas: Atlas) -> list[Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise ValidationError(f"{path} is not valid JSON; repair or remove it.") from error
     return content if isinstance(content, dict) else {}

@@ -31,7 +31,7 @@ from lacuna_nipype.atlases.services import (
     fetch_parcellation,
 )
 from lacuna_nipype.core.exceptions import LacunaError, ValidationError
-from lacuna_nipype.core.files import atomic_path
+from lacuna_nipype.core.files import atomic_path, read_json
 from lacuna_nipype.core.spaces import GRID_TOLERANCE_MM
 
 MANIFEST, ERRORS = "manifest.json", "errors.json"
@@ -341,7 +341,7 @@ def _lasting_metadata(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise IntegrityError(f"{path} is not valid JSON; repair or remove it.") from error
     if not isinstance(content, dict):

@@ -26,7 +26,7 @@ from typing import Any
 from lacuna_nipype import __version__
 from lacuna_nipype.atlases.entries import IntegrityError
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import get_data_dir, write_json
+from lacuna_nipype.core.files import get_data_dir, read_json, write_json
 
 logger = logging.getLogger("lacuna_nipype")
 
@@ -189,7 +189,7 @@ class CacheSlot:
         self.stored, self.problem = None, ""
         metadata = self.path(METADATA_ENDING)
         try:
-            content = json.loads(metadata.read_text(encoding="utf-8"))
+            content = read_json(metadata)
             key, sizes = content["Key"], content["Files"]
             files = {
                 ending: (int(sizes[ending]["Size"]), str(sizes[ending]["SHA256"]))

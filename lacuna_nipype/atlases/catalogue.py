@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from lacuna_nipype.atlases.parcels import load_parcels, open_atlas
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import read_json
 from lacuna_nipype.core.spaces import canonical_space, check_declared_space
 
 IMAGE_ENDINGS = ("_dseg.nii.gz", "_dseg.nii", "_probseg.nii.gz", "_probseg.nii")
@@ -210,8 +210,8 @@ def atlas_description(atlas: Atlas) -> dict[str, Any]:
     sidecar = atlas.labels.with_suffix(".json")
     if sidecar.is_file() and sidecar != atlas.labels:
         try:
-            content = json.loads(sidecar.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            content = read_json(sidecar)
+        except ValueError as error:
             raise ValidationError(f"{sidecar} is not valid JSON; repair or remove it.") from error
     own = {
         "License": atlas.license,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lacuna_nipype.atlases.labels import RegionName, read_labels
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import atomic_path
+from lacuna_nipype.core.files import atomic_path, parse_json
 from lacuna_nipype.core.images import open_image, read_voxels, verify_checksum
 from lacuna_nipype.core.parcels import (
     Parcels,
@@ -315,7 +315,7 @@ def save_parcels(parcels: Parcels, path: Path) -> Path:
 def read_parcels(path: Path) -> Parcels:
     """Read what :func:`save_parcels` wrote."""
     with np.load(path, allow_pickle=False) as archive:
-        meta = json.loads(archive["meta"].tobytes())
+        meta = parse_json(archive["meta"].tobytes())
         grid = Grid.make(meta["shape"], meta["affine"])
         weights = sp.csr_array(
             (archive["data"], archive["indices"], archive["indptr"]),

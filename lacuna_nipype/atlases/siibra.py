@@ -8,7 +8,6 @@ the service answers are in ``siibra_queries``, its files in ``siibra_maps``.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections import Counter
@@ -50,7 +49,7 @@ from lacuna_nipype.atlases.siibra_queries import (
 )
 from lacuna_nipype.atlases.siibra_service import SiibraService, service_url
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import get_data_dir, write_json, write_table
+from lacuna_nipype.core.files import get_data_dir, read_json, write_json, write_table
 from lacuna_nipype.core.spaces import GRID_TOLERANCE_MM, Grid
 
 logger = logging.getLogger("lacuna_nipype")
@@ -517,7 +516,7 @@ def _age_seconds(path: Path) -> float:
 def _read_listing(path: Path, url: str) -> Listing | None:
     """Read a stored listing; None where there is none, or none that this version understands."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if (content["Form"], content["URL"]) != (_LISTING_FORM, url):
             return None
         atlases = tuple(ListedAtlas(**fields) for fields in content["Atlases"])

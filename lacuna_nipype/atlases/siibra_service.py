@@ -19,6 +19,7 @@ import requests
 
 from lacuna_nipype.atlases.entries import AtlasNotFound, IntegrityError, SourceUnavailable
 from lacuna_nipype.core.exceptions import DownloadError, ValidationError
+from lacuna_nipype.core.files import parse_json
 from lacuna_nipype.remote.http_client import (
     BACK_OFF,
     MOST_JSON_BYTES,
@@ -51,18 +52,6 @@ _MOST_ERROR_BYTES = 2**20
 _MOST_PAGES = 10_000
 _GZIP_START = b"\x1f\x8b"
 _Result = TypeVar("_Result")
-
-
-class _Client(Client):
-    """A client that hands over answers of any status, since their bodies say what is wrong."""
-
-    @contextmanager
-    def ask(self, url: str, accept: str) -> Iterator[requests.Response]:
-        response = self._follow(url, None, {"Accept-Encoding": "identity", "Accept": accept})
-        try:
-            yield response
-        finally:
-            response.close()
 
 
 def service_url() -> str:
@@ -114,7 +103,7 @@ class SiibraService:
         self.page_size = page_size
         #: Version that the service named last, empty before the first answer.
         self.version = ""
-        self._client = _Client(retries=retries, back_off=back_off, timeouts=timeouts)
+        self._client = Client(retries=retries, back_off=back_off, timeouts=timeouts)
 
     def __enter__(self) -> SiibraService:
         return self
@@ -257,7 +246,7 @@ class SiibraService:
             content = self._body(response, url, MOST_JSON_BYTES)
             refuse_page(response, content[:64], url)
             try:
-                return json.loads(content)
+                return parse_json(content)
             except ValueError:
                 self.refuse_answer("JSON")
 
@@ -280,7 +269,8 @@ class SiibraService:
     @contextmanager
     def _answer(self, url: str, accept: str) -> Iterator[requests.Response]:
         """Ask once; what is not a success becomes an error."""
-        with self._client.ask(url, accept) as response:
+        # Of any status, since the body of a refusal says what is wrong.
+        with self._client.follow(url, fields={"Accept": accept}) as response:
             if url.startswith(self.url):
                 self.version = response.headers.get(VERSION_FIELD, "") or self.version
             status = response.status_code
@@ -312,13 +302,13 @@ def _reason(content: bytes) -> str:
     """Give the text within an error, which is JSON in a field of JSON."""
     text = content.decode("utf-8", errors="replace").strip()
     try:
-        outer = json.loads(text)
+        outer = parse_json(text)
     except ValueError:
         return text
     inner = outer.get("message", outer.get("detail", "")) if isinstance(outer, Mapping) else outer
     if isinstance(inner, str):
         try:
-            inner = json.loads(inner)
+            inner = parse_json(inner)
         except ValueError:
             return inner.strip()
     if isinstance(inner, Mapping) and "detail" in inner:

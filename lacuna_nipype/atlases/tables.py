@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def _damage_summary(table: pd.DataFrame, lesion_in_regions: float) -> dict[str, 
 
 
 def write_aggregates(
-    maps: Mapping[str, NDArray[Any]],
+    maps: Iterable[tuple[str, NDArray[Any]]],
     valid: NDArray[np.bool_] | None,
     parcels: Sequence[Parcels],
     folder: Path,
@@ -97,8 +97,9 @@ def write_aggregates(
 
     Parameters
     ----------
-    maps : mapping of str to array
-        Quantity (also its column) and map, all on one grid.
+    maps : iterable of (str, array)
+        Quantity (also its column) and map, all on one grid. They are taken one after the other,
+        so that an iterator need not hold more than one.
     valid : array of bool or None
         Voxels at which the maps mean something.
     parcels : sequence of Parcels
@@ -113,18 +114,24 @@ def write_aggregates(
     -------
     list of Path
         Atlas by atlas, quantities varying fastest.
+
+    Raises
+    ------
+    ValueError
+        There are more or fewer transforms than maps.
     """
-    transforms = transforms or ["identity"] * len(maps)
-    tables = []
-    for number, atlas in enumerate(parcels):
-        totals = atlas.totals
-        for (quantity, values), transform in zip(maps.items(), transforms, strict=True):
-            mask = np.ones(values.shape, dtype=bool) if valid is None else valid
+    tables: list[list[Path]] = [[] for _ in parcels]
+    totals = [atlas.totals for atlas in parcels]
+    named = zip(maps, transforms, strict=True) if transforms else ((one, "") for one in maps)
+    for (quantity, values), transform in named:
+        mask = np.ones(values.shape, dtype=bool) if valid is None else valid
+        for number, atlas in enumerate(parcels):
             result, coverage = aggregate(atlas, values, mask, statistic)
             table = _region_columns(atlas)
             table[quantity] = np.tanh(result) if transform == "tanh" else result
-            table["n_voxels"] = totals
-            table["volume_ml"] = totals * atlas.grid.voxel_volume_ml
+            table["n_voxels"] = totals[number]
+            table["volume_ml"] = totals[number] * atlas.grid.voxel_volume_ml
             table["coverage"] = coverage
-            tables.append(write_table(folder / f"parcels-{number:02d}_{quantity}.tsv", table))
-    return tables
+            path = folder / f"parcels-{number:02d}_{quantity}.tsv"
+            tables[number].append(write_table(path, table))
+    return [path for of_atlas in tables for path in of_atlas]

@@ -6,7 +6,6 @@ exactly what was checked.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -29,7 +28,7 @@ from lacuna_nipype.atlases.entries import AtlasEntry, AtlasFiles, AtlasNotFound,
 from lacuna_nipype.atlases.matching import nearest_names
 from lacuna_nipype.atlases.region_tables import keep_regions, read_table, write_regions
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import get_data_dir
+from lacuna_nipype.core.files import get_data_dir, read_json
 from lacuna_nipype.core.spaces import canonical_space
 
 logger = logging.getLogger("lacuna_nipype")
@@ -226,7 +225,7 @@ def _stored() -> Iterator[tuple[AtlasEntry, Path, dict[str, Any]]]:
     """Give registered atlases with their metadata; damaged ones are told and left out."""
     for metadata in sorted(user_folder().glob(f"tpl-*/tpl-*{METADATA_ENDING}")):
         try:
-            content = json.loads(metadata.read_text(encoding="utf-8"))
+            content = read_json(metadata)
             yield _entry(content), metadata, content
         except (ValueError, KeyError, TypeError, AttributeError):
             logger.warning("%s is damaged; register the atlas again.", metadata)

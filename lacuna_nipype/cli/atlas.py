@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lacuna_nipype.cli.connectome import _positive_number
-from lacuna_nipype.cli.parser import _absolute, _named_path, _Parser
+from lacuna_nipype.cli.arguments import Parser, absolute_path, named_path, positive_number
+from lacuna_nipype.cli.ending import LEFT_OUT, OK, SOME_FAILED, Codes, run_command
+from lacuna_nipype.cli.terminal import columns, print_lines, show_log
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from lacuna_nipype.atlases.bundle import Bundle
     from lacuna_nipype.atlases.entries import AtlasEntry, AtlasFiles
 
-OK, FAILED, USAGE_ERROR, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 130
 DESCRIPTION = """\
 Find parcellations by name, with labels, space, licence and citation; fetch them; add your own.
 
@@ -31,7 +30,8 @@ siibra: ; nothing else of `list` and `show` uses a network.
 """
 EPILOG = """\
 exit codes: 0 done; 1 something cannot be had or is damaged; 2 wrong arguments, or no such atlas
-or region; 3 a bundle was written without some of its parts (--keep-going)
+or region; 3 a bundle was written without some of its parts (--keep-going); 130 interrupted
+(Ctrl-C)
 """
 
 
@@ -68,43 +68,39 @@ def main(argv: Sequence[str]) -> int:
         Exit code: 0; 1 when something cannot be had or is damaged; 2 for wrong arguments, and
         unknown atlases and regions; 3 when parts were left out; 130 when interrupted.
     """
-    try:
-        options = _parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    # Heavy imports wait until the arguments are right.
-    from lacuna_nipype.atlases.bundle import BundleError
-    from lacuna_nipype.atlases.entries import IntegrityError, SourceUnavailable
-    from lacuna_nipype.core.exceptions import LacunaError
+    return run_command(
+        lambda: _parser().parse_args(argv),
+        _run,
+        codes=_codes,
+        interrupted="Interrupted; run the same command again.",
+    )
 
-    logging.basicConfig(format="%(message)s")
+
+def _run(options: argparse.Namespace) -> int:
+    show_log()
     try:
         code = COMMANDS[options.command].run(options) or OK
         sys.stdout.flush()
-        return code
     except BrokenPipeError:
         # Whoever reads has seen enough; the rest must not be tried again at the end of Python.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (BundleError, IntegrityError, SourceUnavailable) as error:
-        return _fail(str(error), FAILED)
-    except LacunaError as error:
-        return _fail(str(error), USAGE_ERROR)
-    except OSError as error:
-        return _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", FAILED)
-    except KeyboardInterrupt:
-        return _fail("Interrupted; run the same command again.", INTERRUPTED)
-
-
-def _fail(sentence: str, code: int) -> int:
-    sys.stdout.flush()
-    sys.stderr.write(f"{sentence}\n")
     return code
+
+
+def _codes() -> Codes:
+    from lacuna_nipype.atlases.bundle import BundleError
+    from lacuna_nipype.atlases.entries import IntegrityError, SourceUnavailable
+
+    return {
+        BundleError: SOME_FAILED, IntegrityError: SOME_FAILED, SourceUnavailable: SOME_FAILED,
+        OSError: SOME_FAILED,
+    }  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(
+    parser = Parser(
         prog="lacuna-nipype atlas", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=layout, allow_abbrev=False,
     )  # fmt: skip
@@ -130,7 +126,7 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
         help="user, bids, templateflow, siibra (which needs a network), or that of a plug-in",
     )  # fmt: skip
     parser.add_argument(
-        "--datasets", nargs="+", action="extend", type=_named_path, default=[],
+        "--datasets", nargs="+", type=named_path, default=[],
         metavar="[NAME=]PATH", help="BIDS datasets to look into, the preferred ones first",
     )  # fmt: skip
 
@@ -143,7 +139,7 @@ def _add_fetching(parser: argparse.ArgumentParser) -> None:
     """Add what says how an atlas is fetched."""
     _add_where(parser)
     parser.add_argument(
-        "--resolution", type=_positive_number("mm"), metavar="MM",
+        "--resolution", type=positive_number("mm"), metavar="MM",
         help="voxel size (default: the finest there is)",
     )  # fmt: skip
     parser.add_argument("--offline", action="store_true", help="never use the network")
@@ -199,9 +195,9 @@ def _list(options: argparse.Namespace) -> None:
             )
             for entry in entries
         ]  # fmt: skip
-        _print(*_columns(rows))
+        print_lines(*columns(rows))
     else:
-        _print("There is no such atlas.")
+        print_lines("There is no such atlas.")
 
 
 def _fields(entry: AtlasEntry) -> dict[str, Any]:
@@ -246,7 +242,7 @@ def _show(options: argparse.Namespace) -> None:
         "Citation": entry.citation or "not known",
         "URL": entry.url or "not known",
     }
-    _print(*_lines(facts))
+    print_lines(*_lines(facts))
 
 
 def _entries_of(options: argparse.Namespace) -> list[AtlasEntry]:
@@ -276,7 +272,7 @@ def _add_regions(parser: argparse.ArgumentParser) -> None:
     _add_id(parser)
     _add_fetching(parser)
     parser.add_argument("--find", metavar="TEXT", help="only those with this text in their name")
-    parser.add_argument("--tsv", type=_absolute, metavar="FILE", help="write the table there")
+    parser.add_argument("--tsv", type=absolute_path, metavar="FILE", help="write the table there")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --tsv")
 
 
@@ -296,7 +292,7 @@ def _regions(options: argparse.Namespace) -> None:
     if options.json:
         _print_json(_records(table))
     elif options.tsv:
-        _print(f"Regions: {len(table)}", f"Table: {options.tsv}")
+        print_lines(f"Regions: {len(table)}", f"Table: {options.tsv}")
     elif len(table):
         formats = {"x": "{:.1f}", "y": "{:.1f}", "z": "{:.1f}", "volume_mm3": "{:.0f}"}
         rows = [tuple(table.columns)]
@@ -304,9 +300,9 @@ def _regions(options: argparse.Namespace) -> None:
             tuple(formats.get(str(key), "{}").format(value) for key, value in row.items())
             for row in table.to_dict("records")
         ]
-        _print(*_columns(rows))
+        print_lines(*columns(rows))
     else:
-        _print("There is no such region.")
+        print_lines("There is no such region.")
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -344,7 +340,7 @@ def _spaces(options: argparse.Namespace) -> None:
         )
         for space in spaces
     ]  # fmt: skip
-    _print(*_columns(rows))
+    print_lines(*columns(rows))
 
 
 # fetch
@@ -375,7 +371,7 @@ def _fetch(options: argparse.Namespace) -> None:
         _print_json(_file_fields(files))
         return
     size = "voxels that are no cubes" if files.resolution is None else f"{files.resolution:g} mm"
-    _print(
+    print_lines(
         f"Atlas: {files.entry.id}, {files.entry.space}, {size}",
         f"Image: {files.image}",
         f"Labels: {files.labels}",
@@ -404,11 +400,11 @@ def _file_fields(files: AtlasFiles) -> dict[str, Any]:
 def _add_register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="letters, digits and _ . + -")
     parser.add_argument(
-        "image", type=_absolute, metavar="IMAGE",
+        "image", type=absolute_path, metavar="IMAGE",
         help="NIfTI: 3D labels, or 4D with one volume for each region",
     )  # fmt: skip
     parser.add_argument(
-        "labels", type=_absolute, metavar="LABELS",
+        "labels", type=absolute_path, metavar="LABELS",
         help="table with index and name (.tsv, .csv), or text with 'number name' or a name on "
         "each line",
     )  # fmt: skip
@@ -432,7 +428,9 @@ def _register(options: argparse.Namespace) -> None:
     if options.json:
         _print_json(_fields(entry))
     else:
-        _print(f"Registered: {entry.id} ({entry.kind}, {entry.n_regions} regions, {entry.space})")
+        print_lines(
+            f"Registered: {entry.id} ({entry.kind}, {entry.n_regions} regions, {entry.space})"
+        )
 
 
 def _add_unregister(parser: argparse.ArgumentParser) -> None:
@@ -446,7 +444,7 @@ def _unregister(options: argparse.Namespace) -> None:
     if options.json:
         _print_json([_fields(entry) for entry in removed])
     else:
-        _print(*(f"Removed: {entry.id} ({entry.space})" for entry in removed))
+        print_lines(*(f"Removed: {entry.id} ({entry.space})" for entry in removed))
 
 
 # bundle
@@ -455,13 +453,18 @@ def _unregister(options: argparse.Namespace) -> None:
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     _add_id(parser)
     parser.add_argument(
-        "-o", "--output", type=_absolute, required=True, metavar="FILE.zip", help="file to write"
+        "-o",
+        "--output",
+        type=absolute_path,
+        required=True,
+        metavar="FILE.zip",
+        help="file to write",
     )
     _add_fetching(parser)
     _add_renewal(parser)
     for flag, what in (("region", "mask"), ("statistical", "statistical map (siibra)")):
         parser.add_argument(
-            f"--{flag}", nargs="+", action="extend", default=[], metavar="REGION",
+            f"--{flag}", nargs="+", default=[], metavar="REGION",
             help=f"add the {what} of these regions",
         )  # fmt: skip
     parser.add_argument(
@@ -486,16 +489,17 @@ def _bundle(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(_bundle_fields(bundle))
     else:
-        _print(
+        print_lines(
             f"Bundle: {bundle.path}",
             *(f"  {name}" for name in bundle.members),
             f"SHA-256: {bundle.sha256}",
         )
     if not bundle.missing:
         return OK
+    sys.stdout.flush()
     for part in bundle.missing:
-        _fail(f"{part.part} is missing: {part.message}", PARTIAL)
-    return PARTIAL
+        sys.stderr.write(f"{part.part} is missing: {part.message}\n")
+    return LEFT_OUT
 
 
 def _bundle_fields(bundle: Bundle) -> dict[str, Any]:
@@ -512,7 +516,7 @@ def _bundle_fields(bundle: Bundle) -> dict[str, Any]:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=_absolute, metavar="FILE", help="NIfTI image, 3D or 4D")
+    parser.add_argument("file", type=absolute_path, metavar="FILE", help="NIfTI image, 3D or 4D")
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -525,7 +529,7 @@ def _info(options: argparse.Namespace) -> None:
     labels = found.pop("labels")
     count = "no labels" if labels is None else f"{len(labels)}{_ends(labels)}"
     sizes = {key: " x ".join(f"{n:g}" for n in found[key]) for key in ("shape", "voxel_size")}
-    _print(*_lines({"file": str(options.file), **found, **sizes, "labels": count}))
+    print_lines(*_lines({"file": str(options.file), **found, **sizes, "labels": count}))
 
 
 def _ends(labels: Sequence[int]) -> str:
@@ -535,21 +539,8 @@ def _ends(labels: Sequence[int]) -> str:
 # Text
 
 
-def _print(*lines: str) -> None:
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
 def _print_json(content: Any) -> None:
-    _print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _columns(rows: Iterable[Sequence[str]]) -> list[str]:
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    print_lines(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:

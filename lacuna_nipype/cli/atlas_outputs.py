@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from lacuna_nipype.atlases.checking import grid_resolution
 from lacuna_nipype.atlases.copies import copy_atlas_image
 from lacuna_nipype.atlases.parcels import open_atlas
 from lacuna_nipype.atlases.region_tables import read_table, with_sides, write_regions
-from lacuna_nipype.core.files import atomic_path, write_json
+from lacuna_nipype.core.files import atomic_path, read_json, write_json
 from lacuna_nipype.io.derivatives import bids_uri, sidecar_path
 from lacuna_nipype.io.naming import build_path
 from lacuna_nipype.io.quantities import resolution_text
@@ -210,7 +209,7 @@ def _describe(output_dir: Path, atlas: Atlas, image: Path, content: Mapping[str,
 def _read(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty where there is none, or it is damaged and will be replaced."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from lacuna_nipype.cli.parser import _absolute, _existing, _label, _Parser, _positive
+from lacuna_nipype.cli.arguments import (
+    Parser,
+    absolute_path,
+    existing_path,
+    label_of,
+    positive_integer,
+)
+from lacuna_nipype.cli.ending import OK, SOME_FAILED, USAGE, end, run_command
+from lacuna_nipype.cli.terminal import COMPUTATIONS, Progress, show_log
 
 if TYPE_CHECKING:
     from lacuna_nipype.io.bidsify import Conversion
 
-OK, SOME_REFUSED, USAGE, INTERRUPTED = 0, 1, 2, 130
 DESCRIPTION = """\
 Copy lesion masks of any names into a BIDS derivatives dataset. Names that are BIDS keep their
 entities; of other names, the participant's label is made. Masks that cannot be used are refused,
@@ -34,32 +40,19 @@ def main(argv: Sequence[str]) -> int:
         Exit code: 0; 1 when masks were refused and all others are done; 2 for wrong arguments or
         folders; 130 when interrupted.
     """
-    try:
-        options = _parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    from lacuna_nipype.core.exceptions import LacunaError
-
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("nipype.interface.lacuna").setLevel(logging.INFO)
-    try:
-        return _run(options)
-    except (LacunaError, OSError) as error:
-        return _end(USAGE, str(error))
-    except KeyboardInterrupt:
-        return _end(INTERRUPTED, "Interrupted; run the same command again to continue.")
+    return run_command(lambda: _parser().parse_args(argv), _run)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="lacuna-nipype bidsify", description=DESCRIPTION, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(
-        "folder", metavar="IN", type=_existing,
+        "folder", metavar="IN", type=existing_path,
         help="folder with masks (.nii, .nii.gz), in subfolders too",
     )  # fmt: skip
-    parser.add_argument("dataset", metavar="OUT", type=_absolute, help="dataset to make")
+    parser.add_argument("dataset", metavar="OUT", type=absolute_path, help="dataset to make")
     parser.add_argument(
         "--space", metavar="SPACE",
         help="standard space of the masks, such as MNI152NLin6Asym, or T1w for the participants' "
@@ -74,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what the masks show, where names do not say it (default: lesion)",
     )  # fmt: skip
     parser.add_argument(
-        "--participants", type=_existing, metavar="TSV",
+        "--participants", type=existing_path, metavar="TSV",
         help="table for participants.tsv; its column participant_id, or its first, names the "
         "originals or the participants",
     )  # fmt: skip
@@ -91,14 +84,14 @@ def _parser() -> argparse.ArgumentParser:
         help="say in the sidecars that a program made the masks (default: say neither)",
     )  # fmt: skip
     parser.add_argument(
-        "--nprocs", "--nthreads", "--n-cpus", type=_positive, metavar="N",
+        "--nprocs", "--nthreads", "--n-cpus", type=positive_integer, metavar="N",
         help="masks to read and write at the same time (default: all processors that are allowed)",
     )  # fmt: skip
     return parser
 
 
-def _bids_label(prefix: str):
-    strip = _label(prefix)
+def _bids_label(prefix: str) -> Callable[[str], str]:
+    strip = label_of(prefix)
 
     def checked(text: str) -> str:
         from lacuna_nipype.io.naming import is_label
@@ -114,13 +107,13 @@ def _bids_label(prefix: str):
 
 
 def _run(options: argparse.Namespace) -> int:
-    from lacuna_nipype.cli.connectome import _Progress
     from lacuna_nipype.execution.resources import available_processors
     from lacuna_nipype.io.bidsify import bidsify
 
+    show_log(COMPUTATIONS)
     if options.space is None:
-        return _end(USAGE, _ask_for_space(options))
-    with _Progress("Masks done:", "mask") as progress:
+        return end(USAGE, _ask_for_space(options))
+    with Progress("Masks done:", "mask") as progress:
         done = bidsify(
             options.folder,
             options.dataset,
@@ -157,18 +150,9 @@ def _report(options: argparse.Namespace, done: Conversion) -> int:
     counts = f"{len(done.written)} new, {len(done.unchanged)} there already"
     if done.refused:
         first = next(iter(done.refused.values()))
-        return _end(
-            SOME_REFUSED,
+        return end(
+            SOME_FAILED,
             f"{len(done.refused)} of {len(done.refused) + n_done} masks refused ({counts}); the "
             f"first: {first}",
         )
-    return _end(OK, f"{n_done} masks in {options.dataset} ({counts}).")
-
-
-def _end(code: int, reason: str) -> int:
-    """Print the reason as the last line, on the stream that fits the exit code."""
-    sys.stdout.flush()
-    stream = sys.stdout if code == OK else sys.stderr
-    stream.write(f"{reason}\n" if code == OK else f"lacuna-nipype: {reason}\n")
-    stream.flush()
-    return code
+    return end(OK, f"{n_done} masks in {options.dataset} ({counts}).")

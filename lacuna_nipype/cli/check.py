@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from lacuna_nipype.cli.parser import (
-    _absolute,
-    _add_mask_options,
-    _existing,
-    _Parser,
-    _positive,
+from lacuna_nipype.cli.arguments import (
+    Parser,
+    absolute_path,
+    existing_path,
+    positive_integer,
 )
+from lacuna_nipype.cli.ending import OK, SOME_FAILED, end, run_command
+from lacuna_nipype.cli.parser import add_mask_options
+from lacuna_nipype.cli.terminal import COMPUTATIONS, Progress, count, show_log
 
 if TYPE_CHECKING:
     from lacuna_nipype.io.checking import MaskCheck
-    from lacuna_nipype.io.collect import Collection
     from lacuna_nipype.io.lesions import Inspection
 
-OK, FOUND, USAGE, MISSING_PROGRAM, INTERRUPTED = 0, 1, 2, 127, 130
 _SHOWN = {
     "participant_id": "participant",
     "session_id": "session",
@@ -52,28 +51,18 @@ def main(argv: Sequence[str]) -> int:
         for wrong arguments or a dataset without masks; 127 when an external program is missing;
         130 when interrupted.
     """
-    try:
-        options = _parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    from lacuna_nipype.core.exceptions import DependencyError, LacunaError
+    return run_command(
+        lambda: _parser().parse_args(argv), _run, interrupted="Interrupted; nothing was changed."
+    )
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("nipype.interface.lacuna").setLevel(logging.INFO)
-    try:
-        return RUN[options.what](options)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    except DependencyError as error:
-        return _end(MISSING_PROGRAM, str(error))
-    except (LacunaError, OSError) as error:
-        return _end(USAGE, str(error))
-    except KeyboardInterrupt:
-        return _end(INTERRUPTED, "Interrupted; nothing was changed.")
+
+def _run(options: argparse.Namespace) -> int:
+    show_log(COMPUTATIONS)
+    return RUN[options.what](options)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="lacuna-nipype check",
         description="Look at masks before a run, and for what is missing after it.",
         allow_abbrev=False,
@@ -88,18 +77,18 @@ def _add_input(words: argparse._SubParsersAction) -> None:
     summary = "read every mask of a dataset and list what is in it and what is wrong with it"
     parser = words.add_parser("input", help=summary, description=summary, allow_abbrev=False)
     parser.add_argument(
-        "bids_dir", metavar="BIDS_DIR", type=_existing,
+        "bids_dir", metavar="BIDS_DIR", type=existing_path,
         help="BIDS dataset with lesion masks, or a single NIfTI mask",
     )  # fmt: skip
-    _add_mask_options(parser.add_argument_group("Options for choosing masks, as in a run"))
+    add_mask_options(parser.add_argument_group("Options for choosing masks, as in a run"))
     group = parser.add_argument_group("Options for checking")
     group.add_argument(
-        "--output-file", type=_absolute, metavar="TSV",
+        "--output-file", type=absolute_path, metavar="TSV",
         help="write the table, with all sentences, to a file too (replaced where it exists)",
     )  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="print errors and the last line only")
     group.add_argument(
-        "--nprocs", "--nthreads", "--n-cpus", type=_positive, metavar="N",
+        "--nprocs", "--nthreads", "--n-cpus", type=positive_integer, metavar="N",
         help="masks to read at the same time (default: all processors that are allowed)",
     )  # fmt: skip
 
@@ -114,8 +103,8 @@ def _add_output(words: argparse._SubParsersAction) -> None:
         usage="lacuna-nipype check output [-h] BIDS_DIR OUT_DIR [run options]",
         allow_abbrev=False,
     )
-    parser.add_argument("bids_dir", metavar="BIDS_DIR", type=_existing, help="as in the run")
-    parser.add_argument("output_dir", metavar="OUT_DIR", type=_existing, help="as in the run")
+    parser.add_argument("bids_dir", metavar="BIDS_DIR", type=existing_path, help="as in the run")
+    parser.add_argument("output_dir", metavar="OUT_DIR", type=existing_path, help="as in the run")
     rest = parser.add_argument(
         "run_options", nargs=argparse.REMAINDER, metavar="run options",
         help="options of a participant run, such as --participant-label",
@@ -127,8 +116,7 @@ def _add_output(words: argparse._SubParsersAction) -> None:
 
 
 def _check_input(options: argparse.Namespace) -> int:
-    from lacuna_nipype.cli.connectome import _Progress
-    from lacuna_nipype.cli.inputs import _normaliser
+    from lacuna_nipype.cli.inputs import collect_lesions, find_transforms
     from lacuna_nipype.core.files import write_table
     from lacuna_nipype.core.spaces import canonical_space
     from lacuna_nipype.execution.resources import available_processors
@@ -137,14 +125,14 @@ def _check_input(options: argparse.Namespace) -> int:
 
     if options.mask_space is not None and not is_native_space(options.mask_space):
         canonical_space(options.mask_space)
-    collection = _collect(options)
-    with _Progress("Masks read:", "mask") as progress:
+    collection = collect_lesions(options)
+    with Progress("Masks read:", "mask") as progress:
         checks = check_masks(
             collection.records,
             brain=load_mni_brain(),
             on_empty=options.on_empty,
             insist_on_space=options.mask_space is not None,
-            normalise=_normaliser(options, collection, []),
+            normalise=find_transforms(options, collection, []),
             n_threads=options.nprocs or available_processors(),
             progress=None if options.quiet else progress,
         )
@@ -156,30 +144,6 @@ def _check_input(options: argparse.Namespace) -> int:
         _print("Warning", [text for check in checks for text in check.warnings])
     _print("Error", [text for check in checks for text in check.errors])
     return _conclude(checks)
-
-
-def _collect(options: argparse.Namespace) -> Collection:
-    from lacuna_nipype.io.collect import (
-        Collection,
-        collect_masks,
-        read_bids_filter_file,
-        single_mask_record,
-    )
-
-    if options.bids_dir.is_file():
-        return Collection((single_mask_record(options.bids_dir, options.mask_space),), ())
-    filters = None
-    if options.bids_filter_file is not None:
-        filters = read_bids_filter_file(options.bids_filter_file)
-    return collect_masks(
-        options.bids_dir,
-        derivatives=dict(options.derivatives),
-        participant_label=options.participant_label,
-        session_label=options.session_label,
-        pattern=options.pattern,
-        bids_filters=filters,
-        mask_space=options.mask_space,
-    )
 
 
 def _input_table(checks: Sequence[MaskCheck]) -> list[str]:
@@ -215,13 +179,13 @@ def _cell(name: str, value: object) -> str:
 def _conclude(checks: Sequence[MaskCheck]) -> int:
     refused = [check for check in checks if check.errors]
     n_warnings = sum(len(check.warnings) for check in checks)
-    warned = f" ({_count(n_warnings, 'warning')})" if n_warnings else ""
+    warned = f" ({count(n_warnings, 'warning')})" if n_warnings else ""
     if not refused:
         which = "The mask" if len(checks) == 1 else f"All {len(checks)} masks"
-        return _end(OK, f"{which} can be used{warned}.")
-    return _end(
-        FOUND,
-        f"{len(refused)} of {_count(len(checks), 'mask')} cannot be used{warned}; the first: "
+        return end(OK, f"{which} can be used{warned}.")
+    return end(
+        SOME_FAILED,
+        f"{len(refused)} of {count(len(checks), 'mask')} cannot be used{warned}; the first: "
         f"{refused[0].errors[0]}",
     )
 
@@ -249,7 +213,7 @@ def _check_output(options: argparse.Namespace) -> int:
     for gap in gaps:
         sys.stdout.write(f"{gap.describe()}\n")
     if atlases:
-        files = _count(len(atlases), "file")
+        files = count(len(atlases), "file")
         sys.stdout.write(f"atlases: {files} missing, such as {atlases[0]}\n")
     if gaps or atlases:
         # Any run writes the atlases.
@@ -261,35 +225,22 @@ def _check_output(options: argparse.Namespace) -> int:
 
 
 def _conclude_output(inspection: Inspection, n_gaps: int, n_atlas_files: int, run: str) -> int:
-    lesions = _count(len(inspection.lesions), "lesion")
+    lesions = count(len(inspection.lesions), "lesion")
     problems = []
     if n_gaps:
         problems.append(f"{n_gaps} of {lesions} lack results of the run {run}")
     if n_atlas_files:
-        problems.append(f"its atlases lack {_count(n_atlas_files, 'file')}")
+        problems.append(f"its atlases lack {count(n_atlas_files, 'file')}")
     if inspection.refused:
-        problems.append(f"{_count(len(inspection.refused), 'mask')} cannot be used (see above)")
+        problems.append(f"{count(len(inspection.refused), 'mask')} cannot be used (see above)")
     if problems:
-        return _end(FOUND, f"{'; '.join(problems)}.")
-    return _end(OK, f"All results of {lesions} of the run {run} are there.")
+        return end(SOME_FAILED, f"{'; '.join(problems)}.")
+    return end(OK, f"All results of {lesions} of the run {run} are there.")
 
 
 def _print(kind: str, sentences: Iterable[str]) -> None:
     for text in sentences:
         sys.stdout.write(f"{kind}: {text}\n")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _end(code: int, reason: str) -> int:
-    """Print the reason as the last line, on the stream that fits the exit code."""
-    sys.stdout.flush()
-    stream = sys.stdout if code == OK else sys.stderr
-    stream.write(f"{reason}\n" if code == OK else f"lacuna-nipype: {reason}\n")
-    stream.flush()
-    return code
 
 
 RUN: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -1,4 +1,4 @@
-"""Which lesions a run is working on, told to other runs on the same output folder."""
+"""What a run is working on, told to other runs: its work folder, and its lesions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,31 @@ from lacuna_nipype.io.derivatives import dataset_lock
 
 Signatures = Mapping[str, str]
 logger = logging.getLogger("lacuna_nipype")
+
+
+@contextmanager
+def own_work_folder(folder: Path) -> Iterator[None]:
+    """Keep a work folder for one run: two at once would overwrite each other's steps.
+
+    Parameters
+    ----------
+    folder : Path
+        Created when missing.
+
+    Raises
+    ------
+    LacunaError
+        Another run uses it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # The lock goes with the process, however that ends.
+    with (folder / "run.lock").open("a") as lock:
+        if not _lock(lock):
+            raise LacunaError(
+                f"The work folder {folder} is in use by another run; wait for its end, or set "
+                "another with -w."
+            )
+        yield
 
 
 @contextmanager

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lacuna_nipype.cli.parser import _absolute, _existing, _label, _Parser
+from lacuna_nipype.cli.arguments import Parser, absolute_path, existing_path, label_of
+from lacuna_nipype.cli.ending import OK, end, run_command
+from lacuna_nipype.cli.terminal import count
 
 if TYPE_CHECKING:
     from lacuna_nipype.io.group_results import Cohort
 
-OK, USAGE, INTERRUPTED = 0, 2, 130
 LAYOUTS = ("bids", "lacuna")
 DESCRIPTION = """\
 Put the parcel tables (*_parcelstats.tsv) of all participants side by side: one table for every
@@ -35,30 +36,21 @@ def main(argv: Sequence[str]) -> int:
         Exit code: 0; 2 for wrong arguments, or results that cannot be put together; 130 when
         interrupted.
     """
-    try:
-        options = _parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    from lacuna_nipype.core.exceptions import LacunaError
-
-    try:
-        return _run(options)
-    except LacunaError as error:
-        return _end(USAGE, str(error))
-    except OSError as error:
-        where = error.filename or options.derivatives
-        return _end(USAGE, f"{where}: {error.strerror or error}.")
-    except KeyboardInterrupt:
-        return _end(INTERRUPTED, "Interrupted; run the same command again.")
+    return run_command(
+        lambda: _parser().parse_args(argv),
+        _run,
+        where=lambda options: options.derivatives,
+        interrupted="Interrupted; run the same command again.",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="lacuna-nipype collect", description=DESCRIPTION, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(
-        "derivatives", metavar="DERIV", type=_existing,
+        "derivatives", metavar="DERIV", type=existing_path,
         help="results of the participant level, or of Lacuna",
     )  # fmt: skip
     parser.add_argument(
@@ -66,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         help="only tables whose file name fits, such as '*disconnectionpct*' (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--output-dir", metavar="DIR", type=_absolute,
+        "--output-dir", metavar="DIR", type=absolute_path,
         help="folder for the tables (default: DERIV/phenotype)",
     )  # fmt: skip
     parser.add_argument(
@@ -74,11 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         help="names of files and columns: this package's, or those of Lacuna (default: bids)",
     )  # fmt: skip
     parser.add_argument(
-        "--participant-label", nargs="+", type=_label("sub-"), default=[], metavar="LABEL",
+        "--participant-label", nargs="+", type=label_of("sub-"), default=[], metavar="LABEL",
         help="participants to take, with or without sub- (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--session-label", nargs="+", type=_label("ses-"), default=[], metavar="LABEL",
+        "--session-label", nargs="+", type=label_of("ses-"), default=[], metavar="LABEL",
         help="sessions to take, with or without ses- (default: all)",
     )  # fmt: skip
     add_table_options(parser)
@@ -89,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def add_table_options(parser: argparse._ActionsContainer) -> None:
     """Add the options that this command and the group level share."""
     parser.add_argument(
-        "--participants", type=_existing, metavar="TSV",
+        "--participants", type=existing_path, metavar="TSV",
         help="table of participants (default: participants.tsv of the BIDS dataset)",
     )  # fmt: skip
     parser.add_argument(
@@ -147,12 +139,12 @@ def _run(options: argparse.Namespace) -> int:
         )  # fmt: skip
         target = folder / Path(table_path(cohort.entities, layout=layout)).name
         write_cohort_table(target, table, sidecar)
-        sys.stdout.write(f"{target.name}: {_count(len(cohort.files), 'participant')}\n")
+        sys.stdout.write(f"{target.name}: {count(len(cohort.files), 'participant')}\n")
         if missing:
             sys.stdout.write(f"  Note: no such table of {shorten(missing)}\n")
         if options.verbose:
             sys.stdout.writelines(f"  {path}\n" for path in cohort.paths)
-    return _end(OK, f"{_count(len(cohorts), 'table')} in {folder}")
+    return end(OK, f"{count(len(cohorts), 'table')} in {folder}")
 
 
 def _find_tables(
@@ -204,16 +196,3 @@ def find_participants(roots: Sequence[Path]) -> Path | None:
             places.append(root / raw)
     tables = (place / "participants.tsv" for place in places)
     return next((table for table in tables if table.is_file()), None)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _end(code: int, reason: str) -> int:
-    """Print the reason as the last line, on the stream that fits the exit code."""
-    sys.stdout.flush()
-    stream = sys.stdout if code == OK else sys.stderr
-    stream.write(f"{reason}\n" if code == OK else f"lacuna-nipype: {reason}\n")
-    stream.flush()
-    return code

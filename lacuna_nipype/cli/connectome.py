@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lacuna_nipype.cli import images, prepare, registered
-from lacuna_nipype.cli.parser import _absolute, _Parser, _positive
-
-FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
-_LOGGER = "nipype.interface.lacuna"
+from lacuna_nipype.cli.arguments import (
+    Parser,
+    absolute_path,
+    natural_number,
+    positive_integer,
+    positive_number,
+)
+from lacuna_nipype.cli.ending import SOME_FAILED, Codes, run_command
+from lacuna_nipype.cli.terminal import COMPUTATIONS, Progress, print_lines, show_log
 
 
 @dataclass(frozen=True)
@@ -51,42 +54,33 @@ def main(argv: Sequence[str]) -> int:
         Exit code: 0; 1 when some files failed and others are finished; 2 for wrong arguments or
         input; 130 when interrupted.
     """
-    try:
-        options = _parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    # Heavy imports wait until the arguments are right.
-    from lacuna_nipype.connectomes.ingest import IncompleteError
-    from lacuna_nipype.core.exceptions import LacunaError
+    return run_command(
+        lambda: _parser().parse_args(argv),
+        _run,
+        codes=_codes,
+        interrupted="Interrupted; finished files are kept, run the same command again to "
+        "continue.",
+    )
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger(_LOGGER).setLevel(logging.INFO)
+
+def _run(options: argparse.Namespace) -> None:
+    show_log(COMPUTATIONS)
     # What a batch system sends shall clean up like Ctrl-C.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         COMMANDS[options.command].run(options)
-    except IncompleteError as error:
-        return _fail(str(error), FAILED)
-    except (LacunaError, OSError) as error:
-        return _fail(str(error), USAGE_ERROR)
-    except KeyboardInterrupt:
-        return _fail(
-            "Interrupted; finished files are kept, run the same command again to continue.",
-            INTERRUPTED,
-        )
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
 
 
-def _fail(sentence: str, code: int) -> int:
-    sys.stdout.flush()
-    sys.stderr.write(f"{sentence}\n")
-    return code
+def _codes() -> Codes:
+    from lacuna_nipype.connectomes.ingest import IncompleteError
+
+    return {IncompleteError: SOME_FAILED}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="lacuna-nipype connectome",
         description="Make connectomes that runs can stream, look at connectomes, and give them "
         "names.",
@@ -108,7 +102,7 @@ def _add_store_options(parser: argparse._ActionsContainer) -> None:
         help="8 bits per coefficient: half the size and read time, a coarser result",
     )  # fmt: skip
     parser.add_argument(
-        "--nprocs", type=_positive, metavar="N",
+        "--nprocs", type=positive_integer, metavar="N",
         help="files written at the same time (default: what processors and memory allow)",
     )  # fmt: skip
 
@@ -121,7 +115,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         ".tt.gz), or streamline index; or the name of a registered one",
     )  # fmt: skip
     parser.add_argument(
-        "out", metavar="OUT", type=_absolute,
+        "out", metavar="OUT", type=absolute_path,
         help="functional: folder to write to; structural: .tck file to write",
     )  # fmt: skip
     parser.add_argument(
@@ -152,14 +146,14 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", type=_absolute, help="folder to write to")
+    parser.add_argument("out", metavar="OUT", type=absolute_path, help="folder to write to")
     images.add_arguments(parser)
     parser.add_argument(
         "--layout", choices=("store", "lacuna"), default="store",
         help="the package's store, or Lacuna's HDF5 layout (default: store)",
     )  # fmt: skip
     parser.add_argument(
-        "--subjects-per-file", type=_positive, default=10, metavar="N", help="(default: 10)"
+        "--subjects-per-file", type=positive_integer, default=10, metavar="N", help="(default: 10)"
     )
     _add_store_options(parser)
     parser.add_argument(
@@ -170,7 +164,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 def _add_cleaning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--detrend", type=_order, metavar="ORDER",
+        "--detrend", type=natural_number, metavar="ORDER",
         help="remove a polynomial trend: 0 the mean, 1 a line, 2 a parabola",
     )  # fmt: skip
     group.add_argument(
@@ -186,11 +180,11 @@ def _add_cleaning(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     for flag, what in (("high", "slower"), ("low", "faster")):
         group.add_argument(
-            f"--{flag}-pass", type=_positive_number("Hz"), metavar="HZ",
+            f"--{flag}-pass", type=positive_number("Hz"), metavar="HZ",
             help=f"remove what is {what} (Butterworth, fifth order, both ways)",
         )  # fmt: skip
     group.add_argument(
-        "--repetition-time", type=_positive_number("seconds"), metavar="SECONDS",
+        "--repetition-time", type=positive_number("seconds"), metavar="SECONDS",
         help="between volumes, for filters (default: what the images or their JSON files say)",
     )  # fmt: skip
 
@@ -209,59 +203,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _order(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def _positive_number(unit: str) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of {unit}")
-        return value
-
-    return number
-
-
-_millimetres = _positive_number("mm")
-
-
-class _Progress:
-    """A bar on a terminal, log lines elsewhere; a callback and a context."""
-
-    def __init__(self, what: str, unit: str) -> None:
-        self._what, self._unit = what, unit
-        self._bar: Any = None
-        self._log: Callable[[int, int], None] | None = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            if self._log is None:
-                from lacuna_nipype.execution.progress import log_progress
-
-                self._log = log_progress(self._what)
-            self._log(done, total)
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=total, initial=done, desc=self._what, unit=self._unit, dynamic_ncols=True
-            )
-        self._bar.n = done
-        self._bar.refresh()
+_millimetres = positive_number("mm")
 
 
 def _resources(options: argparse.Namespace) -> dict[str, Any]:
@@ -326,7 +268,7 @@ def _convert_to_tck(options: argparse.Namespace) -> None:
     check_trk_header(options.connectome)
     # Before gigabytes are written; and once more below, for the whole instead of its beginning.
     check_placement(options.connectome)
-    with _Progress("Streamlines converted:", "streamline") as progress:
+    with Progress("Streamlines converted:", "streamline") as progress:
         record = convert_tractogram(
             options.connectome, options.out, step_size=options.step_size, space=options.space,
             overwrite=options.overwrite, progress=progress,
@@ -336,7 +278,7 @@ def _convert_to_tck(options: argparse.Namespace) -> None:
     if not source.regular:
         measured += ", irregular"
     done = "streamlines were resampled" if source.resampled else "points are as they were"
-    _print(
+    print_lines(
         f"Streamlines: {record.n_streamlines} ({record.n_empty} empty, {record.n_one_point} of "
         "one point)",
         f"Step: {record.step_size:.4g} mm ({measured}; {done})",
@@ -367,15 +309,15 @@ def _convert_to_index(options: argparse.Namespace) -> None:
     check_count(options.connectome)
     outside = check_placement(options.connectome)
     if tractogram.remark:
-        _print(tractogram.remark)
-    with _Progress("Bytes indexed:", "byte") as progress:
+        print_lines(tractogram.remark)
+    with Progress("Bytes indexed:", "byte") as progress:
         record = write_index(
             options.connectome, options.out, grid=template_grid(tractogram.space, resolution),
             space=tractogram.space, upsample=tractogram.upsample,
             n_threads=options.nprocs or available_processors(), progress=progress,
         )  # fmt: skip
     size, before = options.out.stat().st_size, options.connectome.stat().st_size
-    _print(
+    print_lines(
         f"Streamlines: {record.n_streamlines} ({record.n_empty} empty, {record.n_one_point} of "
         "one point)",
         f"Grid of the maps: {record.grid.describe()}, {record.space}",
@@ -401,7 +343,7 @@ def _convert_functional(options: argparse.Namespace) -> None:
     common = {
         "overwrite": options.overwrite, "space": options.space, **_resources(options)
     }  # fmt: skip
-    with _Progress("Subjects converted:", "subject") as progress:
+    with Progress("Subjects converted:", "subject") as progress:
         if options.to_lacuna:
             if options.compact:
                 raise ValidationError("--compact is for the store; leave it out with --to-lacuna.")
@@ -413,7 +355,7 @@ def _convert_functional(options: argparse.Namespace) -> None:
             )
     before, after = inspect_connectome(options.connectome), inspect_connectome(options.out)
     store = before if options.to_lacuna else after
-    _print(
+    print_lines(
         f"Before: {_size(before)}",
         f"After:  {_size(after)}",
         _precision(store),
@@ -430,7 +372,7 @@ def _build(options: argparse.Namespace) -> None:
     if options.repetition_time and not filtered:
         raise ValidationError("--repetition-time is for filters; leave it out.")
     inputs = images.gather(options)
-    with _Progress("Subjects read:", "subject") as progress:
+    with Progress("Subjects read:", "subject") as progress:
         build_connectome(
             inputs.images,
             inputs.mask,
@@ -458,7 +400,7 @@ def _build(options: argparse.Namespace) -> None:
         lines.append(f"Repetition time: {_repetition_times(options, inputs)} s")
     if found["Layout"] == "store":
         lines.append(_precision(found))
-    _print(*lines, f"Connectome: {options.out}")
+    print_lines(*lines, f"Connectome: {options.out}")
 
 
 def _repetition_times(options: argparse.Namespace, inputs: images.BuildInputs) -> str:
@@ -473,7 +415,7 @@ def _repetition_times(options: argparse.Namespace, inputs: images.BuildInputs) -
 def _info(options: argparse.Namespace) -> None:
     from lacuna_nipype.connectomes.inspection import inspect_connectome
 
-    with _Progress("Checked:", "piece") as progress:
+    with Progress("Checked:", "piece") as progress:
         found = inspect_connectome(
             options.connectome, check_data=options.check_data, progress=progress
         )
@@ -481,13 +423,9 @@ def _info(options: argparse.Namespace) -> None:
     if registration is not None:
         found["Registered"] = registration
     if options.json:
-        _print(json.dumps(found, indent=2, allow_nan=False))
+        print_lines(json.dumps(found, indent=2, allow_nan=False))
     else:
-        _print(*_table({"Connectome": str(options.connectome), **found}))
-
-
-def _print(*lines: str) -> None:
-    sys.stdout.write("\n".join(lines) + "\n")
+        print_lines(*_table({"Connectome": str(options.connectome), **found}))
 
 
 def _size(found: dict[str, Any]) -> str:

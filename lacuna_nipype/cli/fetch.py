@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lacuna_nipype.cli.parser import _Parser
+from lacuna_nipype.cli.arguments import Parser
+from lacuna_nipype.cli.ending import SOME_FAILED, USAGE, Codes, run_command
+from lacuna_nipype.cli.terminal import columns, print_lines, show_log
 
 if TYPE_CHECKING:
     from lacuna_nipype.atlases.templates import TemplateNeed
     from lacuna_nipype.io.fetching import FetchProgress
 
-FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 # Carries a key that was typed from the process that was started to the one that takes its place.
 _KEY_VARIABLE = "LACUNA_NIPYPE_TYPED_KEY"
 DESCRIPTION = """\
@@ -52,29 +53,23 @@ def main(argv: Sequence[str]) -> int:
         interrupted.
     """
     typed_key = os.environ.pop(_KEY_VARIABLE, None)
-    try:
-        options = _parse(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    if typed_key is not None:
-        options.api_key = typed_key
-    # Heavy imports wait until the arguments are right.
-    from lacuna_nipype.atlases.templates import TemplateFetchError
-    from lacuna_nipype.core.exceptions import DownloadError, LacunaError, ProcessingError
 
-    try:
+    def run(options: argparse.Namespace) -> None:
+        if typed_key is not None:
+            options.api_key = typed_key
         options.run(options)
-    except (TemplateFetchError, DownloadError, ProcessingError) as error:
-        return _fail(str(error), FAILED)
-    except (LacunaError, FileNotFoundError) as error:
-        return _fail(str(error), USAGE_ERROR)
-    except OSError as error:
-        return _fail(f"{error.filename or 'A file'}: {error.strerror or error}.", FAILED)
-    except EOFError:
-        return _fail("--interactive asks questions, and there is nobody to answer.", USAGE_ERROR)
-    except KeyboardInterrupt:
-        return _fail("Interrupted; run the same command again to continue.", INTERRUPTED)
-    return 0
+
+    return run_command(lambda: _parse(argv), run, codes=_codes)
+
+
+def _codes() -> Codes:
+    from lacuna_nipype.atlases.templates import TemplateFetchError
+    from lacuna_nipype.core.exceptions import DownloadError, ProcessingError
+
+    return {
+        TemplateFetchError: SOME_FAILED, DownloadError: SOME_FAILED, ProcessingError: SOME_FAILED,
+        OSError: SOME_FAILED, FileNotFoundError: USAGE,
+    }  # fmt: skip
 
 
 def hide_key(argv: Sequence[str]) -> None:
@@ -99,25 +94,19 @@ def hide_key(argv: Sequence[str]) -> None:
             rest.append(word)
     if key is not None:
         environment = {**os.environ, _KEY_VARIABLE: key}
-        words = [sys.executable, "-m", "lacuna_nipype", *rest]
-        os.execve(sys.executable, words, environment)  # noqa: S606 - no shell is wanted
-
-
-def _fail(sentence: str, code: int) -> int:
-    sys.stdout.flush()
-    sys.stderr.write(f"{sentence}\n")
-    return code
+        again = [sys.executable, "-m", "lacuna_nipype", *rest]
+        os.execve(sys.executable, again, environment)  # noqa: S606 - no shell is wanted
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if argv and argv[0] == "templates":
-        parser = _Parser(
+        templates = Parser(
             prog="lacuna-nipype fetch templates",
             description="TemplateFlow's transforms and brain masks of standard spaces",
             allow_abbrev=False,
         )
-        _add_templates(parser)
-        return parser.parse_args(argv[1:])
+        _add_templates(templates)
+        return templates.parse_args(argv[1:])
     parser = _connectome_parser()
     options = parser.parse_args(argv)
     if options.list or options.status:
@@ -131,8 +120,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _connectome_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _connectome_parser() -> Parser:
+    parser = Parser(
         prog="lacuna-nipype fetch", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -187,11 +176,6 @@ def _add_templates(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_templates)
 
 
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
 # Connectomes
 
 
@@ -202,7 +186,7 @@ def _list(options: argparse.Namespace) -> None:
 
     sources = list_fetchable_connectomes()
     if options.json:
-        _print(json.dumps([asdict(source) for source in sources], indent=2))
+        print_lines(json.dumps([asdict(source) for source in sources], indent=2))
         return
     rows = [("name", "kind", "subjects", "space", "GB", "key")]
     keys = {"dataverse": "Dataverse", "figshare": "figshare"}
@@ -213,9 +197,11 @@ def _list(options: argparse.Namespace) -> None:
         )
         for source in sources
     ]  # fmt: skip
-    _print(_table(rows))
+    print_lines(*columns(rows))
     for source in sources:
-        _print(f"\n{source.name}: {source.description}\n  {source.citation}\n  {source.licence}")
+        print_lines(
+            f"\n{source.name}: {source.description}\n  {source.citation}\n  {source.licence}"
+        )
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -225,31 +211,22 @@ def _status(options: argparse.Namespace) -> None:
     chosen = [find_source(options.name)] if options.name else list_fetchable_connectomes()
     found = {source.name: get_fetch_status(source.name) for source in chosen}
     if options.json:
-        _print(json.dumps(found, indent=2))
+        print_lines(json.dumps(found, indent=2))
         return
-    rows = [("name", "downloaded", "converted", "registered", "GB", "folder")]
+    rows: list[Sequence[str]] = [("name", "downloaded", "converted", "registered", "GB", "folder")]
     for name, status in found.items():
         states = (status[key] for key in ("downloaded", "processed", "registered"))
         marks = ("yes" if state else "no" for state in states)
         size = f"{status['size_bytes'] / 1e9:.2f}"
         rows.append((name, *marks, size, status["location"] or ""))
-    _print(_table(rows))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = (
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    print_lines(*columns(rows))
 
 
 def _clean(options: argparse.Namespace) -> None:
     from lacuna_nipype.io.fetching import clean_fetched
 
     removed, n_bytes = clean_fetched(options.clean)
-    _print(f"Removed {len(removed)} files, {n_bytes / 1e9:.2f} GB. The result was left.")
+    print_lines(f"Removed {len(removed)} files, {n_bytes / 1e9:.2f} GB. The result was left.")
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -275,30 +252,31 @@ def _fetch(options: argparse.Namespace) -> None:
     for key in ("api_key", "batches", "test_mode", "no_keep_original"):
         if getattr(options, key) and key.removeprefix("no_") not in taken:
             _warn(f"--{key.replace('_', '-')} means nothing for {options.name}.")
-    _log_to_terminal(options.verbose)
+    show_log("lacuna_nipype" if options.verbose else None)
     with _Display() as display:
         result = function(
             config.output_dir, progress_callback=display.show, verbose=options.verbose, **settings
         )
-    _print(result.summary())
+    print_lines(result.summary())
 
 
 def _warn(text: str) -> None:
     sys.stderr.write(f"Warning: {text}\n")
 
 
-def _log_to_terminal(verbose: bool) -> None:
-    """Warnings of the steps, and with --verbose the steps, on standard error."""
-    import logging
-
-    logging.basicConfig(
-        stream=sys.stderr, format="%(message)s", level=logging.INFO if verbose else logging.WARNING
-    )
-    logging.getLogger("lacuna_nipype").setLevel(logging.INFO if verbose else logging.WARNING)
-
-
 def _ask(options: argparse.Namespace) -> None:
     """Ask for what was not given on the command line."""
+    from lacuna_nipype.core.exceptions import ValidationError
+
+    try:
+        _ask_each(options)
+    except EOFError:
+        raise ValidationError(
+            "--interactive asks questions, and there is nobody to answer."
+        ) from None
+
+
+def _ask_each(options: argparse.Namespace) -> None:
     import getpass
 
     from lacuna_nipype.connectomes.public import find_source
@@ -386,12 +364,12 @@ def _templates(options: argparse.Namespace) -> None:
     from lacuna_nipype.atlases.templates import fetch_template, templateflow_home
 
     needs = needs_of_spaces(options.spaces)
-    _print(f"TemplateFlow's files in {templateflow_home()}:\n{needs_table(needs)}")
+    print_lines(f"TemplateFlow's files in {templateflow_home()}:\n{needs_table(needs)}")
     if options.dry_run:
         return
     missing = [need for need in needs if need.path is None]
     for need in missing:
-        _print(f"Fetched {fetch_template(need)}")
+        print_lines(f"Fetched {fetch_template(need)}")
 
 
 def needs_of_spaces(spaces: Sequence[str]) -> list[TemplateNeed]:

@@ -9,27 +9,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lacuna_nipype import __version__
+from lacuna_nipype.cli.claims import own_work_folder
 from lacuna_nipype.cli.collect import find_participants
 from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.cli.ending import NOT_BUILT, OK, SOME_FAILED, end, end_with
 from lacuna_nipype.cli.group_options import GroupOptions
-from lacuna_nipype.cli.participant import (
-    MISSING_PROGRAM,
-    NOT_BUILT,
-    OK,
-    SOME_FAILED,
-    USAGE,
-    _count,
-    _end,
-    _own_work_folder,
-    _say,
-    logger,
-)
+from lacuna_nipype.cli.terminal import count, logger, say
 from lacuna_nipype.core.exceptions import (
     BidsError,
-    DependencyError,
     LacunaError,
     ValidationError,
 )
@@ -52,14 +42,20 @@ from lacuna_nipype.io.group_results import (
     parse_selection,
     refuse_mixed_grids,
     settle_parameters,
+    shorten,
 )
 from lacuna_nipype.io.naming import sanitize_label
 from lacuna_nipype.io.participants import (
     CohortDesign,
     build_design,
     choose_columns,
+    normal_form,
     read_participants,
 )
+
+if TYPE_CHECKING:
+    from lacuna_nipype.cli.group_report import GroupReporter
+    from lacuna_nipype.execution.runner import RunOutcome
 
 
 @dataclass
@@ -71,6 +67,10 @@ class GroupPlan:
     tables, overlaps, map_tests, table_tests : list of dict
     notices : list of str
         Remarks for the user.
+    datasets : list of Path
+        Where results of participants were looked for.
+    columns : dict of str to dict
+        Columns of the table of participants that are used: text by participant.
     """
 
     tables: list[dict[str, Any]] = field(default_factory=list)
@@ -78,6 +78,8 @@ class GroupPlan:
     map_tests: list[dict[str, Any]] = field(default_factory=list)
     table_tests: list[dict[str, Any]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    datasets: list[Path] = field(default_factory=list)
+    columns: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def run_group_level(config: RunConfig, argv: Sequence[str]) -> int:
@@ -94,24 +96,25 @@ def run_group_level(config: RunConfig, argv: Sequence[str]) -> int:
     int
         Exit code; the reason is the last line printed.
     """
-    run_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    from lacuna_nipype.cli.group_report import GroupReporter, rebuild_group_report
+
+    if config.reports_only:
+        return rebuild_group_report(config)
+    started = datetime.now(timezone.utc)
+    run_id = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     log_dir = config.output_dir / "logs" / run_id
     with ExitStack() as held:
         try:
             plan = plan_group(config)
             for notice in dict.fromkeys(plan.notices):
-                _say(f"Note: {notice}")
+                say(f"Note: {notice}")
             if not config.dry_run:
-                held.enter_context(_own_work_folder(config.work_dir))
+                held.enter_context(own_work_folder(config.work_dir))
                 _prepare(config, log_dir, argv)
-        except DependencyError as error:
-            return _end(MISSING_PROGRAM, str(error))
-        except LacunaError as error:
-            return _end(USAGE, str(error))
-        except OSError as error:
-            where = error.filename or config.output_dir
-            return _end(USAGE, f"{where}: {error.strerror or error}.")
-        return _build_and_run(config, plan, log_dir)
+        except (LacunaError, OSError) as error:
+            return end_with(error, config.output_dir)
+        reporter = GroupReporter(config, plan, run_id, started, argv)
+        return _build_and_run(config, plan, log_dir, reporter)
 
 
 def _prepare(config: RunConfig, log_dir: Path, argv: Sequence[str]) -> None:
@@ -128,7 +131,7 @@ def _prepare(config: RunConfig, log_dir: Path, argv: Sequence[str]) -> None:
     log_dir.mkdir(parents=True)
     write_json(log_dir / "config.json", {**config.to_dict(), "command": list(argv)})
     for remark in remarks:
-        _say(f"Note: {remark}")
+        say(f"Note: {remark}")
 
 
 def _links(config: RunConfig) -> dict[str, Path]:
@@ -137,7 +140,9 @@ def _links(config: RunConfig) -> dict[str, Path]:
     return {"raw": raw, **dict(config.derivatives)}
 
 
-def _build_and_run(config: RunConfig, plan: GroupPlan, log_dir: Path) -> int:
+def _build_and_run(
+    config: RunConfig, plan: GroupPlan, log_dir: Path, reporter: GroupReporter
+) -> int:
     import traceback
 
     from lacuna_nipype.execution.runner import configure_nipype, expanded_nodes, run_graph
@@ -163,11 +168,12 @@ def _build_and_run(config: RunConfig, plan: GroupPlan, log_dir: Path) -> int:
         outputs = _outputs(nodes)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is not the user's data
         logger.error("%s", traceback.format_exc())
-        return _end(NOT_BUILT, f"The graph could not be built: {error}")
+        return end(NOT_BUILT, f"The graph could not be built: {error}")
     if config.dry_run:
         for path in outputs:
-            _say(f"  {path}")
-        return _end(OK, f"Dry run: {len(nodes)} steps, {len(outputs)} files; nothing was run.")
+            say(f"  {path}")
+        return end(OK, f"Dry run: {len(nodes)} steps, {len(outputs)} files; nothing was run.")
+    reporter.begin(outputs)
     outcome = run_graph(
         workflow,
         n_nodes=len(nodes),
@@ -177,22 +183,40 @@ def _build_and_run(config: RunConfig, plan: GroupPlan, log_dir: Path) -> int:
         crash_dir=log_dir,
         plugin_args=config.plugin_args,
     )
+    return _end_run(config, outputs, outcome, reporter, log_dir)
+
+
+def _end_run(
+    config: RunConfig,
+    outputs: Sequence[Path],
+    outcome: RunOutcome,
+    reporter: GroupReporter,
+    log_dir: Path,
+) -> int:
+    """Say what came out, record it, and make the page."""
+    from lacuna_nipype.cli.group_report import incomplete
+
     ran = sum(record.status == "done" for record in outcome.nodes.values())
     cached = sum(record.status == "cached" for record in outcome.nodes.values())
-    _say(f"{ran} steps ran, {cached} were up to date, {len(outcome.failures)} failed.")
+    say(f"{ran} steps ran, {cached} were up to date, {len(outcome.failures)} failed.")
     for failure in outcome.failures:
         step = failure.node.split(".", 1)[-1]
-        _say(f"Error: step {step} failed: {failure.reason} (details: {failure.crash_file})")
+        say(f"Error: step {step} failed: {failure.reason} (details: {failure.crash_file})")
+    problems = reporter.end(outputs, outcome)
     missing = [path for path in outputs if not path.is_file()]
     if outcome.error or outcome.failures or missing:
+        for problem in problems:
+            say(f"Warning: {problem}")
         first = outcome.failures[0].reason if outcome.failures else outcome.error
         reason = first or f"such as {missing[0]}."
-        return _end(
+        return end(
             SOME_FAILED,
-            f"{_count(len(outcome.failures), 'step')} failed, outputs missing: {len(missing)}; "
+            f"{count(len(outcome.failures), 'step')} failed, outputs missing: {len(missing)}; "
             f"first reason: {reason} Log: {log_dir}",
         )
-    return _end(OK, f"{_count(len(outputs), 'result')} of the group: {config.output_dir}")
+    if problems:
+        return end(SOME_FAILED, incomplete(problems))
+    return end(OK, f"{count(len(outputs), 'result')} of the group: {config.output_dir}")
 
 
 def _outputs(nodes: Sequence[Any]) -> list[Path]:
@@ -266,7 +290,26 @@ def plan_group(config: RunConfig) -> GroupPlan:
     if asked.score or asked.group:
         masks = [result for result in results if result.entities["suffix"] == "mask"]
         _plan_tests(plan, cohorts, table, masks, links, asked)
+    plan.datasets = [*own, *others]
+    plan.columns = _used_columns(table, sorted(everyone), asked)
     return plan
+
+
+def _used_columns(
+    table: Path | None, names: Sequence[str], asked: GroupOptions
+) -> dict[str, dict[str, str]]:
+    """Give the columns of the table of participants that were asked for, as text."""
+    used = list(
+        dict.fromkeys((*asked.score, *asked.group, *asked.covariates, *asked.participants_columns))
+    )
+    if table is None or not used:
+        return {}
+    rows = choose_columns(read_participants(table), used, table)
+    known = {name: normal_form(name) for name in names if normal_form(name) in rows.index}
+    return {
+        column: {name: str(rows.loc[row, column]).strip() for name, row in known.items()}
+        for column in used
+    }
 
 
 def _is_wanted(result: ResultFile, config: RunConfig, asked: GroupOptions) -> bool:
@@ -389,7 +432,7 @@ def _plan_tests(
         raise ValidationError(
             f"Columns {', '.join(tested)} would have one name in file names; rename one."
         )
-    refused: dict[str, list[str]] = defaultdict(list)
+    refused: dict[tuple[str, str], list[str]] = defaultdict(list)
     for cohort in cohorts:
         if not _is_tested(cohort):
             continue
@@ -405,10 +448,14 @@ def _plan_tests(
                     groups=column in asked.group,
                 )
             except ValidationError as error:
-                refused[str(error)].append(f"{cohort.describe()} is not tested for {column}")
+                refused[column, str(error)].append(cohort.describe())
                 continue
-            for who, reason in built.dropped.items():
-                plan.notices.append(f"{who} takes no part in the test for {column}: {reason}.")
+            for reason in dict.fromkeys(built.dropped.values()):
+                who = [name for name, why in built.dropped.items() if why == reason]
+                plan.notices.append(
+                    f"{count(len(who), 'participant')} left out of the test for {column}, "
+                    f"{reason}: {shorten(who)}."
+                )
             _note_few(plan, built, asked)
             settings = _test(cohort, built, name, links, asked)
             if cohort.entities["suffix"] == "parcelstats":
@@ -418,10 +465,18 @@ def _plan_tests(
                 settings["valid_paths"] = _valid_maps(kept, cohorts)
                 plan.map_tests.append(settings)
     if not plan.map_tests and not plan.table_tests:
-        raise ValidationError(next(iter(refused), "There is no map or table of regions to test."))
-    for reason, places in refused.items():
-        more = f" (nor {len(places) - 1} others)" if len(places) > 1 else ""
-        plan.notices.append(f"{places[0]}{more}: {reason}")
+        reason = next(
+            (reason for _, reason in refused), "There is no map or table of regions to test."
+        )
+        apart = any("session" in cohort.entities for cohort in cohorts if _is_tested(cohort))
+        if apart and not asked.pool_sessions:
+            reason += " Sessions are kept apart; --pool-sessions takes each participant's first."
+        raise ValidationError(reason)
+    for (column, reason), places in refused.items():
+        kinds = count(len(places), "kind")
+        plan.notices.append(
+            f"{column} is not tested in {kinds} of results, such as {places[0]}: {reason}"
+        )
 
 
 def _is_tested(cohort: Cohort) -> bool:

@@ -77,8 +77,8 @@ def _seed(text: str) -> int:
 
 def add_group_options(group: argparse._ArgumentGroup) -> None:
     """Add the options of the group level to the parser."""
+    from lacuna_nipype.cli.arguments import number_between, positive_integer
     from lacuna_nipype.cli.collect import add_table_options
-    from lacuna_nipype.cli.parser import _between, _positive
 
     group.add_argument(
         "--score", nargs="+", default=[], metavar="COLUMN",
@@ -97,7 +97,7 @@ def add_group_options(group: argparse._ArgumentGroup) -> None:
         help="leave the volume of the lesion out of the covariates",
     )  # fmt: skip
     group.add_argument(
-        "--permutations", type=_positive, default=PERMUTATIONS, metavar="N",
+        "--permutations", type=positive_integer, default=PERMUTATIONS, metavar="N",
         help=f"permutations of a test (default: {PERMUTATIONS})",
     )  # fmt: skip
     group.add_argument(
@@ -113,7 +113,7 @@ def add_group_options(group: argparse._ArgumentGroup) -> None:
         help="threshold-free cluster enhancement too, which takes hours for maps of 2 mm",
     )  # fmt: skip
     group.add_argument(
-        "--overlap-threshold", type=_between(0, 1e6), default=T_THRESHOLD, metavar="T",
+        "--overlap-threshold", type=number_between(0, 1e6), default=T_THRESHOLD, metavar="T",
         help="functional network maps overlap where t is larger, or smaller than -T "
         f"(default: {T_THRESHOLD:g})",
     )  # fmt: skip

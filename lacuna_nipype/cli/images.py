@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lacuna_nipype.cli.parser import _absolute, _existing, _label
+from lacuna_nipype.cli.arguments import absolute_path, existing_path, label_of
 
 _WILDCARDS = frozenset("*?[")
 TEMPLATEFLOW, COMMON = "templateflow", "common"
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="4D NIfTI images, one per subject; patterns such as 'sub-*/*_bold.nii.gz' work too",
     )  # fmt: skip
     source.add_argument(
-        "--derivatives", nargs="+", type=_existing, metavar="DIR",
+        "--derivatives", nargs="+", type=existing_path, metavar="DIR",
         help="BIDS derivatives of XCP-D, fMRIPrep and the like: one image of each participant, "
         "*_bold with this --space and --desc",
     )  # fmt: skip
@@ -57,15 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen = parser.add_argument_group("images of --derivatives")
     chosen.add_argument("--desc", metavar="LABEL", help=f"(default: {_DENOISED})")
     for flag in ("res", "task", "run"):
-        chosen.add_argument(f"--{flag}", type=_label(f"{flag}-"), metavar="LABEL")
+        chosen.add_argument(f"--{flag}", type=label_of(f"{flag}-"), metavar="LABEL")
     for flag, key in (("participant", "sub-"), ("session", "ses-")):
         chosen.add_argument(
-            f"--{flag}-label", nargs="+", type=_label(key), default=[], metavar="LABEL"
+            f"--{flag}-label", nargs="+", type=label_of(key), default=[], metavar="LABEL"
         )
 
 
 def _mask(text: str) -> Path | str:
-    return text if text in (TEMPLATEFLOW, COMMON) else _existing(text)
+    return text if text in (TEMPLATEFLOW, COMMON) else existing_path(text)
 
 
 def gather(options: argparse.Namespace) -> BuildInputs:
@@ -126,9 +126,9 @@ def expand(words: Sequence[str]) -> list[Path]:
             found = sorted(glob.glob(str(Path(word).expanduser()), recursive=True))  # noqa: PTH207
             if not found:
                 raise ValidationError(f"No image matches {word}; check the pattern.")
-            paths += [_absolute(name) for name in found]
+            paths += [absolute_path(name) for name in found]
         else:
-            paths.append(_absolute(word))
+            paths.append(absolute_path(word))
     return paths
 
 

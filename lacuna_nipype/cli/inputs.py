@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,7 @@ from lacuna_nipype.connectomes.prepare import read_matrix
 from lacuna_nipype.connectomes.registry import RegisteredConnectome
 from lacuna_nipype.connectomes.verify import source_paths
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
+from lacuna_nipype.core.files import combine_fingerprints, fingerprint
 from lacuna_nipype.core.spaces import Grid, canonical_space, same_space
 from lacuna_nipype.io.collect import (
     Collection,
@@ -48,7 +50,6 @@ from lacuna_nipype.io.normalisation import (
     is_native,
     is_native_space,
 )
-from lacuna_nipype.io.provenance import combine_fingerprints, fingerprint
 
 FNM_METHODS = {
     "boes": "Mean raw series of the lesion's voxels correlated with every voxel "
@@ -216,7 +217,25 @@ def _verify_files(
     return tuple(paths or ())
 
 
-def _collect(config: RunConfig) -> Collection:
+def collect_lesions(config: RunConfig | Namespace, exclude: Sequence[Path] = ()) -> Collection:
+    """Find the masks that options ask for.
+
+    Parameters
+    ----------
+    config : RunConfig or Namespace
+        With the options for choosing masks.
+    exclude : sequence of Path
+        Folders to leave out, such as those that a run writes to.
+
+    Returns
+    -------
+    Collection
+
+    Raises
+    ------
+    LacunaError
+        There are no such masks, or their names contradict each other.
+    """
     if config.bids_dir.is_file():
         return Collection((single_mask_record(config.bids_dir, config.mask_space),), ())
     filters = None
@@ -229,7 +248,7 @@ def _collect(config: RunConfig) -> Collection:
         session_label=config.session_label,
         pattern=config.pattern,
         bids_filters=filters,
-        exclude=(config.output_dir, config.work_dir),
+        exclude=exclude,
         mask_space=config.mask_space,
     )
 
@@ -296,7 +315,7 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         )
         entries["snm"] = entry
     verify_files = _verify_files(config, functional, notices)
-    collection = _collect(config)
+    collection = collect_lesions(config, (config.output_dir, config.work_dir))
     notices += collection.notices
     spaces = [connectome.space for connectome in (functional, tractogram) if connectome]
     spaces += [
@@ -325,7 +344,7 @@ def gather_inputs(config: RunConfig) -> RunInputs:
         brain=brain,
         on_empty=config.on_empty,
         insist_on_space=config.mask_space is not None,
-        normalise=_normaliser(config, collection, list(targets.values())),
+        normalise=find_transforms(config, collection, list(targets.values())),
         obstacle=why_unreachable,
         route=None if functional is None else partial(find_route, target=functional.space),
         n_threads=config.nprocs,
@@ -341,10 +360,29 @@ def gather_inputs(config: RunConfig) -> RunInputs:
     )  # fmt: skip
 
 
-def _normaliser(
-    config: RunConfig, collection: Collection, targets: list[str]
+def find_transforms(
+    config: RunConfig | Namespace, collection: Collection, targets: Sequence[str]
 ) -> Callable[[LesionRecord, Grid], NativeTransform | None]:
-    """Find the transform of a mask that is in the participant's own space."""
+    """Prepare to find the transforms of masks that are in a participant's own space.
+
+    Parameters
+    ----------
+    config : RunConfig or Namespace
+        With the options for choosing masks.
+    collection : Collection
+    targets : sequence of str
+        Standard spaces that are wanted; the first that a transform leads to is taken.
+
+    Returns
+    -------
+    callable
+        Takes a mask's record and grid; gives None where it needs no transform or has none.
+
+    Raises
+    ------
+    ValidationError
+        --xfm names a file that is missing for some mask.
+    """
     derivatives = [path for _, path in config.derivatives]
     if config.xfm is not None:
         check_xfm(config.xfm, [r for r in collection.records if is_native(r)])

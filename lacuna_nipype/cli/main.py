@@ -6,9 +6,16 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+from lacuna_nipype.cli.ending import INTERRUPTED, end, run_command
+
+if TYPE_CHECKING:
+    from lacuna_nipype.cli.config import RunConfig
 
 # Each is a module beside this one; only the one that was asked for is imported.
 COMMANDS = ("atlas", "bidsify", "check", "collect", "connectome", "fetch", "tutorial")
+_INTERRUPTED = "Interrupted; run again with the same work folder to continue."
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
     -------
     int
         Exit code: 0 all done, 1 some participant or step failed, 2 usage, 3 parts of a bundle
-        were left out, 70 the graph could not be built, 127 an external program is missing.
+        were left out, 70 the graph could not be built, 127 an external program is missing, 130
+        interrupted.
     """
     # Nipype would otherwise ask a server for its newest version.
     os.environ.setdefault("NIPYPE_NO_ET", "1")
@@ -33,10 +41,15 @@ def main(argv: Sequence[str]) -> int:
         return command.main(list(argv[1:]))
     from lacuna_nipype.cli.parser import parse_config
 
-    try:
-        config = parse_config(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    return run_command(
+        lambda: parse_config(argv),
+        lambda config: _run(config, argv),
+        where=lambda config: config.output_dir,
+        interrupted=_INTERRUPTED,
+    )
+
+
+def _run(config: RunConfig, argv: Sequence[str]) -> int:
     if config.group_level is not None:
         from lacuna_nipype.cli.group import run_group_level
 
@@ -55,6 +68,5 @@ def run_from_command_line() -> None:
     try:
         code = main(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; run again with the same work folder to continue.\n")
-        code = 130
+        code = end(INTERRUPTED, _INTERRUPTED)
     sys.exit(code)

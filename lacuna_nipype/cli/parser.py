@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from lacuna_nipype import __version__
+from lacuna_nipype.cli.arguments import (
+    Parser,
+    absolute_path,
+    existing_path,
+    label_of,
+    memory_size,
+    named_path,
+    number_between,
+    positive_integer,
+)
 from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.group_options import (
     add_group_options,
@@ -48,92 +56,12 @@ other commands:
 
 exit codes:
   0 all done   1 some participant or step failed   2 usage   70 the graph could not be built
-  127 an external program is missing"""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Accepts ``-`` and ``_`` alike in long flags, and ends every error with its reason."""
-
-    def parse_known_args(self, args=None, namespace=None):
-        words = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args([_with_dashes(word) for word in words], namespace)
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(2, f"lacuna-nipype: {message}\n")
-
-
-def _with_dashes(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value
-
-
-def _label(prefix: str):
-    def strip(text: str) -> str:
-        label = text.removeprefix(prefix)
-        if not label:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a label")
-        return label
-
-    return strip
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _between(low: float, high: float):
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
-        return value
-
-    return number
-
-
-def _memory(text: str) -> float:
-    from lacuna_nipype.core.exceptions import ValidationError
-    from lacuna_nipype.execution.resources import parse_memory
-
-    try:
-        return parse_memory(text)
-    except ValidationError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _existing(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("an empty path was given")
-    path = _absolute(text)
-    if not path.exists():
-        raise argparse.ArgumentTypeError(f"{text} does not exist")
-    return path
-
-
-def _absolute(text: str) -> Path:
-    # Not resolve(): datasets under datalad are links whose names matter.
-    return Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100
-
-
-def _named_path(text: str) -> tuple[str, Path]:
-    name, equals, location = text.partition("=")
-    if not equals:
-        path = _existing(text)
-        return path.name or "derivatives", path
-    return name, _existing(location)
+  127 an external program is missing   130 interrupted (Ctrl-C)"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser; light enough for ``--help`` on any login node."""
-    parser = _Parser(
+    parser = Parser(
         prog="lacuna-nipype",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -141,15 +69,17 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "bids_dir", type=_existing, help="BIDS dataset with lesion masks, or a single NIfTI mask"
+        "bids_dir",
+        type=existing_path,
+        help="BIDS dataset with lesion masks, or a single NIfTI mask",
     )
-    parser.add_argument("output_dir", type=_absolute, help="folder for the derivatives")
+    parser.add_argument("output_dir", type=absolute_path, help="folder for the derivatives")
     parser.add_argument(
         "analysis_level", choices=["participant", "group"],
         help="each participant on its own, or the results of all together",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"lacuna-nipype {__version__}")
-    _add_mask_options(parser.add_argument_group("Options for choosing masks"))
+    add_mask_options(parser.add_argument_group("Options for choosing masks"))
     _add_analysis_options(parser.add_argument_group("Options for analyses"))
     _add_functional_options(parser.add_argument_group("Options for functional network maps"))
     _add_structural_options(parser.add_argument_group("Options for structural disconnection"))
@@ -158,24 +88,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_mask_options(group: argparse._ArgumentGroup) -> None:
+def add_mask_options(group: argparse._ArgumentGroup) -> None:
+    """Add what chooses masks, and says in which space they are."""
     group.add_argument(
-        "--participant-label", nargs="+", type=_label("sub-"), default=[], metavar="LABEL",
+        "--participant-label", nargs="+", type=label_of("sub-"), default=[], metavar="LABEL",
         help="participants to process, with or without sub- (default: all)",
     )  # fmt: skip
     group.add_argument(
-        "--session-label", nargs="+", type=_label("ses-"), default=[], metavar="LABEL",
+        "--session-label", nargs="+", type=label_of("ses-"), default=[], metavar="LABEL",
         help="sessions to process, with or without ses- (default: all)",
     )  # fmt: skip
     group.add_argument(
-        "-d", "--derivatives", nargs="+", type=_named_path, default=[], metavar="[NAME=]PATH",
+        "-d", "--derivatives", nargs="+", type=named_path, default=[], metavar="[NAME=]PATH",
         help="derivatives datasets to look for masks and atlases in",
     )  # fmt: skip
     group.add_argument(
         "--pattern", metavar="GLOB", help="only masks whose file name fits, such as '*acute*'"
     )
     group.add_argument(
-        "--bids-filter-file", type=_existing, metavar="FILE",
+        "--bids-filter-file", type=existing_path, metavar="FILE",
         help='JSON with entities of the masks under the key "lesion"',
     )  # fmt: skip
     group.add_argument(
@@ -216,7 +147,7 @@ def _add_analysis_options(group: argparse._ArgumentGroup) -> None:
         "the name of one in 'connectome list'",
     )  # fmt: skip
     group.add_argument(
-        "--connectivity-matrix", type=_existing, metavar="PATH",
+        "--connectivity-matrix", type=existing_path, metavar="PATH",
         help="parcel-by-parcel matrix of z, from 'connectome prepare', for afnm",
     )  # fmt: skip
     group.add_argument(
@@ -231,7 +162,7 @@ def _add_analysis_options(group: argparse._ArgumentGroup) -> None:
         "TemplateFlow's, such as schaefer2018parcels100networks7; see 'atlas list'",
     )  # fmt: skip
     group.add_argument(
-        "--datasets", nargs="+", type=_named_path, default=[], metavar="[NAME=]PATH",
+        "--datasets", nargs="+", type=named_path, default=[], metavar="[NAME=]PATH",
         help="BIDS datasets of atlases, with tpl-* folders",
     )  # fmt: skip
     group.add_argument(
@@ -255,15 +186,15 @@ def _add_functional_options(group: argparse._ArgumentGroup) -> None:
         help="seed: all voxels of the lesion, or those that represent it best (default: boes)",
     )  # fmt: skip
     group.add_argument(
-        "--pini-percentile", type=_between(0, 100), default=20.0, metavar="P",
+        "--pini-percentile", type=number_between(0, 100), default=20.0, metavar="P",
         help="per cent of the lesion's voxels that pini leaves out (default: 20)",
     )  # fmt: skip
     group.add_argument(
-        "--fdr-alpha", type=_between(0, 1), default=0.05, metavar="ALPHA",
+        "--fdr-alpha", type=number_between(0, 1), default=0.05, metavar="ALPHA",
         help="false discovery rate below which voxels are marked (default: 0.05)",
     )  # fmt: skip
     group.add_argument(
-        "--t-threshold", type=_between(0, 1e6), metavar="T",
+        "--t-threshold", type=number_between(0, 1e6), metavar="T",
         help="also mark the voxels whose t is larger in size",
     )  # fmt: skip
     group.add_argument(
@@ -276,7 +207,7 @@ def _add_functional_options(group: argparse._ArgumentGroup) -> None:
         help="leave out the maps of p, of the false discovery rate, and of its threshold",
     )  # fmt: skip
     group.add_argument(
-        "--verify", type=_positive, default=0, metavar="N",
+        "--verify", type=positive_integer, default=0, metavar="N",
         help="recompute N random voxels of each map from the source series, the slow way",
     )  # fmt: skip
 
@@ -302,11 +233,11 @@ def _add_structural_options(group: argparse._ArgumentGroup) -> None:
         help="per cent of every region's streamlines to other regions that are cut",
     )  # fmt: skip
     group.add_argument(
-        "--streamline-weights", type=_existing, metavar="FILE",
+        "--streamline-weights", type=existing_path, metavar="FILE",
         help="text with one weight per streamline, such as tcksift2 writes",
     )  # fmt: skip
     group.add_argument(
-        "--streamline-groups", type=_existing, metavar="TSV",
+        "--streamline-groups", type=existing_path, metavar="TSV",
         help="table with the columns streamline (from 0) and bundle: per cent of every bundle "
         "that is cut",
     )  # fmt: skip
@@ -338,24 +269,24 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         "only printed",
     )  # fmt: skip
     group.add_argument(
-        "--array-size", type=_positive, metavar="N",
+        "--array-size", type=positive_integer, metavar="N",
         help="tasks of that array (default: one for each file of the connectome)",
     )  # fmt: skip
     group.add_argument("--submit-part", type=part_name, help=argparse.SUPPRESS)
     group.add_argument(
-        "--nprocs", "--nthreads", "--n-cpus", type=_positive, metavar="N",
+        "--nprocs", "--nthreads", "--n-cpus", type=positive_integer, metavar="N",
         help="processors to use (default: all that are allowed)",
     )  # fmt: skip
     group.add_argument(
-        "--omp-nthreads", type=_positive, metavar="N",
+        "--omp-nthreads", type=positive_integer, metavar="N",
         help="threads of one step (default: processors shared out over connectome files)",
     )  # fmt: skip
     group.add_argument(
-        "--mem", "--mem-mb", type=_memory, metavar="SIZE", dest="memory_gb",
+        "--mem", "--mem-mb", type=memory_size, metavar="SIZE", dest="memory_gb",
         help="memory to stay under, as 16G; a bare number is MB (default: 90 %% of what is free)",
     )  # fmt: skip
     group.add_argument(
-        "-w", "--work-dir", type=_absolute, default=_absolute("work"), metavar="DIR",
+        "-w", "--work-dir", type=absolute_path, default=absolute_path("work"), metavar="DIR",
         help="intermediate results; run again with the same folder to continue (default: ./work)",
     )  # fmt: skip
     group.add_argument(
@@ -370,8 +301,8 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--reports-only", action="store_true",
-        help="write the pages of the participants (sub-*.html) again, from the results in the "
-        "output folder, and run nothing",
+        help="write the pages (sub-*.html; of the group level group.html) again, from the results "
+        "in the output folder, and run nothing",
     )  # fmt: skip
     group.add_argument(
         "--no-reports", action="store_false", dest="reports",
@@ -406,7 +337,7 @@ def parse_config(argv: Sequence[str]) -> RunConfig:
         parser.error(problem)
     _fill_resources(options)
     custom = [
-        (name, _absolute(image), _absolute(labels), space)
+        (name, absolute_path(image), absolute_path(labels), space)
         for name, image, labels, space in options.pop("custom_parcellation")
     ]
     lists = (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from lacuna_nipype.core.files import parse_json
 
 # The first three are tested; ours stand in for MultiProc and SLURM.
 PLUGINS = ("Linear", "MultiProc", "SLURM")
@@ -59,7 +60,7 @@ def json_object(text: str) -> dict[str, Any]:
         It is something else.
     """
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
     if not isinstance(content, dict):

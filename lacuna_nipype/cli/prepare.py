@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lacuna_nipype.cli.parser import _absolute, _named_path, _Parser, _positive
+from lacuna_nipype.cli.arguments import absolute_path, named_path, positive_integer
 from lacuna_nipype.cli.registered import connectome_location
 
 if TYPE_CHECKING:
@@ -17,46 +15,7 @@ if TYPE_CHECKING:
     from lacuna_nipype.connectomes.prepare import Parcellation, PreparedMatrix
 
 SUMMARY = "reduce a functional connectome to matrices between the parcels of atlases"
-FAILED, USAGE_ERROR = 1, 2
 PROGRESS_SECONDS = 10.0
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Words after ``connectome prepare``.
-
-    Returns
-    -------
-    int
-        Exit code: 0, 1 when the work failed, 2 for wrong arguments or inputs.
-    """
-    parser = _Parser(
-        prog="lacuna-nipype connectome prepare",
-        description="Reduce a functional connectome to a matrix of connectivity between the "
-        "parcels of each atlas (mean Fisher z over subjects, and r), for --analysis afnm.",
-        allow_abbrev=False,
-    )
-    add_arguments(parser)
-    try:
-        options = parser.parse_args(list(argv))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    # Heavy imports wait until the arguments are right.
-    from lacuna_nipype.atlases.entries import AtlasNotFound
-    from lacuna_nipype.core.exceptions import LacunaError, ValidationError
-
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("nipype.interface.lacuna").setLevel(logging.INFO)
-    try:
-        run(options)
-    except (LacunaError, OSError) as error:
-        sys.stderr.write(f"lacuna-nipype: {error}\n")
-        return USAGE_ERROR if isinstance(error, (ValidationError, AtlasNotFound)) else FAILED
-    return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="HDF5 file, or folder of HDF5 files, or the name of a registered one",
     )  # fmt: skip
     parser.add_argument(
-        "output_dir", type=_absolute, metavar="OUT", help="folder for the matrices"
+        "output_dir", type=absolute_path, metavar="OUT", help="folder for the matrices"
     )
     parser.add_argument(
         "--custom-parcellation", nargs=4, action="append", default=[],
@@ -79,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "TemplateFlow's, such as schaefer2018parcels100networks7; see 'atlas list'",
     )  # fmt: skip
     parser.add_argument(
-        "-d", "--datasets", "--derivatives", nargs="+", action="extend", type=_named_path,
+        "-d", "--datasets", "--derivatives", nargs="+", type=named_path,
         default=[], metavar="[NAME=]PATH", help="BIDS datasets of atlases, with tpl-* folders",
     )  # fmt: skip
     parser.add_argument(
@@ -87,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="space of the connectome, where its files do not say",
     )  # fmt: skip
     parser.add_argument(
-        "--nprocs", type=_positive, metavar="N",
+        "--nprocs", type=positive_integer, metavar="N",
         help="processors to use; each file is read by one (default: all that are allowed)",
     )  # fmt: skip
     parser.add_argument(
@@ -121,9 +80,9 @@ def _prepare(options: argparse.Namespace) -> list[PreparedMatrix]:
     from lacuna_nipype.connectomes.functional import open_connectome
     from lacuna_nipype.connectomes.prepare import connectome_label, prepare_matrices
     from lacuna_nipype.connectomes.registry import registered_space
+    from lacuna_nipype.core.files import combined_fingerprint
     from lacuna_nipype.execution.progress import log_progress
     from lacuna_nipype.execution.resources import available_processors
-    from lacuna_nipype.io.provenance import combined_fingerprint
 
     space = options.functional_space or registered_space(options.connectome)
     connectome = open_connectome(options.connectome, space)
@@ -144,7 +103,7 @@ def _atlases(options: argparse.Namespace, space: str) -> list[Atlas]:
     from lacuna_nipype.atlases.services import find_run_atlases
 
     atlases = [
-        custom_atlas(name, _absolute(image), _absolute(labels), own_space)
+        custom_atlas(name, absolute_path(image), absolute_path(labels), own_space)
         for name, image, labels, own_space in options.custom_parcellation
     ]
     if options.parcel_atlases:

@@ -10,11 +10,12 @@ from typing import Any
 from lacuna_nipype.atlases.catalogue import atlas_description
 from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.inputs import RunInputs
+from lacuna_nipype.core.files import fingerprint
 from lacuna_nipype.execution.runner import RunOutcome
 from lacuna_nipype.io.derivatives import bids_uri
 from lacuna_nipype.io.lesions import Lesion
 from lacuna_nipype.io.naming import build_path
-from lacuna_nipype.io.provenance import fingerprint, software_versions
+from lacuna_nipype.io.provenance import software_versions
 from lacuna_nipype.workflows.base import lesion_workflow_names
 
 

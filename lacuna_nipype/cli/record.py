@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lacuna_nipype.cli.arguments import existing_path, named_path
 from lacuna_nipype.cli.atlas_outputs import planned_atlases
 from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.inputs import RunInputs
-from lacuna_nipype.cli.parser import _existing, _named_path, build_parser, parse_config
+from lacuna_nipype.cli.parser import build_parser, parse_config
 from lacuna_nipype.cli.plan import planned_outputs
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import read_json
+from lacuna_nipype.core.files import fingerprint, read_json
 from lacuna_nipype.io.lesions import Inspection, Lesion
 from lacuna_nipype.io.naming import build_path
-from lacuna_nipype.io.provenance import fingerprint
 
 # What a run may use depends on the machine and the day, and does not change its results.
 _RESOURCES = (
@@ -159,7 +159,7 @@ def recorded_config(
     SystemExit
         With code 2 and one sentence, for a mistake in the changes.
     """
-    flags = {word.partition("=")[0].replace("_", "-") for word in changes if word[:1] == "-"}
+    flags = {_flag(word) for word in changes if word.startswith("-")}
     options = dict(record.options)
     if "--use-plugin" in flags:
         options.pop("plugin", None)
@@ -167,16 +167,23 @@ def recorded_config(
     for action in build_parser()._actions:
         if flags.intersection(action.option_strings):
             options.pop(action.dest, None)
-        elif action.option_strings and action.type in (_existing, _named_path):
+        elif action.option_strings and action.type in (existing_path, named_path):
             _check_inputs(action, options.get(action.dest), record.run)
     places = [str(bids_dir), str(output_dir), "participant"]
     return parse_config([*places, *command_words(options), *changes])
 
 
+def _flag(word: str) -> str:
+    """Take the flag out of a word that may hold its value too: ``--name=value``, ``-dPATH``."""
+    if word.startswith("--"):
+        return word.partition("=")[0].replace("_", "-")
+    return word[:2]
+
+
 def _check_inputs(action: argparse.Action, value: Any, run: str) -> None:
     if value is None:
         return
-    paths = [pair[1] for pair in value] if action.type is _named_path else [value]
+    paths = [pair[1] for pair in value] if action.type is named_path else [value]
     for path in paths:
         if not Path(path).exists():
             flag = action.option_strings[-1]

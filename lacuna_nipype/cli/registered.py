@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lacuna_nipype.cli.arguments import natural_number
+from lacuna_nipype.cli.terminal import columns, print_lines
 
 if TYPE_CHECKING:
     from lacuna_nipype.connectomes.registry import RegisteredConnectome
@@ -155,7 +156,7 @@ def add_register(parser: argparse.ArgumentParser) -> None:
         help="voxel size of the maps that a tractogram is for",
     )  # fmt: skip
     parser.add_argument(
-        "--n-subjects", type=_count, metavar="N", help="subjects behind a tractogram"
+        "--n-subjects", type=natural_number, metavar="N", help="subjects behind a tractogram"
     )
     parser.add_argument(
         "--citation", default="", metavar="TEXT", help="what to cite; goes into sidecars"
@@ -186,7 +187,7 @@ def register(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     subjects = f", {entry.n_subjects} subjects" if entry.n_subjects else ""
-    _print(
+    print_lines(
         f"Registered: {entry.name} ({entry.kind}{subjects}, {entry.space}), {entry.path}",
         f"Registry: {registry_file()}",
     )
@@ -205,7 +206,7 @@ def unregister(options: argparse.Namespace) -> None:
     from lacuna_nipype.connectomes.registry import unregister_connectome
 
     entry = unregister_connectome(options.name)
-    _print(f"Removed the name {entry.name}; the files are still there: {entry.path}")
+    print_lines(f"Removed the name {entry.name}; the files are still there: {entry.path}")
 
 
 # connectome list
@@ -225,12 +226,12 @@ def list_all(options: argparse.Namespace) -> None:
         entry for entry in list_registered() if options.kind in (None, entry.kind)
     ]  # fmt: skip
     if options.json:
-        _print(json.dumps([_fields(entry) for entry in entries], indent=2, allow_nan=False))
+        print_lines(json.dumps([_fields(entry) for entry in entries], indent=2, allow_nan=False))
     elif entries:
-        _print(*_table([_COLUMNS, *(_row(entry) for entry in entries)]))
+        print_lines(*columns([_COLUMNS, *(_row(entry) for entry in entries)]))
     else:
         kind = f"{options.kind} " if options.kind else ""
-        _print(f"No {kind}connectome is registered in {registry_file()}.")
+        print_lines(f"No {kind}connectome is registered in {registry_file()}.")
 
 
 def _fields(entry: RegisteredConnectome) -> dict[str, Any]:
@@ -255,26 +256,8 @@ def _is_there(entry: RegisteredConnectome) -> bool:
         return False
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of mm") from None
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def _print(*lines: str) -> None:
-    sys.stdout.write("\n".join(lines) + "\n")

@@ -7,16 +7,17 @@ step failed has one too, and ``--reports-only`` makes all of them again without 
 from __future__ import annotations
 
 import logging
-import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lacuna_nipype import __version__
 from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.cli.ending import OK, SOME_FAILED, USAGE, end
 from lacuna_nipype.cli.plan import planned_outputs
+from lacuna_nipype.cli.terminal import say
 from lacuna_nipype.core.exceptions import LacunaError
 from lacuna_nipype.core.files import atomic_path, write_json
 
@@ -227,7 +228,7 @@ def make_reports(
     )
     first = reports[0].path
     pages = f"{first}" if len(reports) == 1 else f"{first} and {len(reports) - 1} more"
-    _say(f"Report{'' if len(reports) == 1 else 's'}: {pages}")
+    say(f"Report{'' if len(reports) == 1 else 's'}: {pages}")
     return tuple(
         f"sub-{report.participant}: {problem}" for report in reports for problem in report.problems
     )
@@ -255,8 +256,7 @@ def write_citations(output_dir: Path, run_id: str, participants: Sequence[str]) 
     ValidationError
         A provenance file is damaged.
     """
-    from lacuna_nipype.io.derivatives import dataset_lock
-    from lacuna_nipype.reports.boilerplate import bibtex, cited_references, describe_methods
+    from lacuna_nipype.reports.boilerplate import describe_methods
     from lacuna_nipype.reports.results import read_runs
 
     entries = [
@@ -269,9 +269,27 @@ def write_citations(output_dir: Path, run_id: str, participants: Sequence[str]) 
         return
     whole = {**entries[0], "Inputs": [item for run in entries for item in run["Inputs"]]}
     text = describe_methods(dict.fromkeys(whole["Analyses"], whole))
+    write_citation_files(output_dir, (output_dir / "logs" / run_id, output_dir / "logs"), text)
+
+
+def write_citation_files(output_dir: Path, folders: Iterable[Path], text: str) -> None:
+    """Write the text of methods, and the references that it cites.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Derivatives dataset.
+    folders : iterable of Path
+        Where ``CITATION.md`` and ``CITATION.bib`` go.
+    text : str
+        Markdown.
+    """
+    from lacuna_nipype.io.derivatives import dataset_lock
+    from lacuna_nipype.reports.boilerplate import bibtex, cited_references
+
     files = {"CITATION.md": text, "CITATION.bib": bibtex(cited_references(text))}
     with dataset_lock(output_dir):
-        for folder in (output_dir / "logs" / run_id, output_dir / "logs"):
+        for folder in folders:
             for name, content in files.items():
                 with atomic_path(folder / name) as temporary:
                     temporary.write_text(content, encoding="utf-8")
@@ -294,30 +312,18 @@ def rebuild_reports(config: RunConfig) -> int:
     try:
         found = sorted({*list_participants(config.output_dir), *read_outcomes(config.output_dir)})
     except LacunaError as error:
-        return _end(2, str(error))
+        return end(USAGE, str(error))
     unknown = sorted(set(config.participant_label) - set(found))
     if not found or unknown:
         what = f"no results of sub-{unknown[0]}" if unknown else "no results of a participant"
-        return _end(2, f"{config.output_dir} holds {what}; give the output folder of a run.")
+        return end(USAGE, f"{config.output_dir} holds {what}; give the output folder of a run.")
     try:
         problems = make_reports(config, list(config.participant_label) or found, again=True)
     except OSError as error:
-        return _end(1, f"The reports cannot be written: {error}")
+        return end(SOME_FAILED, f"The reports cannot be written: {error}")
     if problems:
-        return _end(1, f"Reports are incomplete, {len(problems)} in all; the first: {problems[0]}")
-    return _end(0, f"Results: {config.output_dir}")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-    logger.info("%s", text)
-
-
-def _end(code: int, reason: str) -> int:
-    """Print the reason as the last line, on the stream that fits the exit code."""
-    sys.stdout.flush()
-    stream = sys.stderr if code else sys.stdout
-    stream.write(f"lacuna-nipype: {reason}\n" if code else f"{reason}\n")
-    stream.flush()
-    return code
+        return end(
+            SOME_FAILED,
+            f"Reports are incomplete, {len(problems)} in all; the first: {problems[0]}",
+        )
+    return end(OK, f"Results: {config.output_dir}")

@@ -59,6 +59,12 @@ def run_sizes(config: RunConfig, inputs: RunInputs, pass_gb: float) -> Sizes:
 def _lesion_sizes(inputs: RunInputs) -> dict[str, int]:
     lesions = inputs.inspection.lesions
     voxels, returned = [0], [0]
+    # Atlases of other spaces are brought to that of lesions, and as nodes to the tractogram's.
+    targets = {lesion.space for lesion in lesions}
+    if inputs.structural is not None:
+        targets.add(inputs.structural.tractogram.space)
+    reached = {space for atlas in inputs.used_atlases for space in inputs.atlas_routes(atlas)}
+    voxels += [_n_voxels(space, MASK_RESOLUTION_MM) for space in targets & reached]
     for lesion in lesions:
         voxels.append(math.prod(nb.load(lesion.record.path).shape[:3]))
         if lesion.normalisation:

@@ -22,11 +22,10 @@ from lacuna_nipype.connectomes.tractogram import check_tck, measure_step_size, u
 from lacuna_nipype.connectomes.tractogram_formats import TRACTOGRAM_SUFFIXES, tractogram_suffix
 from lacuna_nipype.connectomes.weights import read_streamline_weights
 from lacuna_nipype.core.exceptions import DependencyError, ValidationError
-from lacuna_nipype.core.files import read_json
+from lacuna_nipype.core.files import fingerprint, read_json
 from lacuna_nipype.core.spaces import canonical_space, same_space, template_grid
 from lacuna_nipype.execution.programs import check_mrtrix
 from lacuna_nipype.io.naming import sanitize_label
-from lacuna_nipype.io.provenance import fingerprint
 from lacuna_nipype.io.structural_outputs import StructuralOutputs
 
 SNM_RESOLUTION_MM = 2.0
@@ -56,6 +55,8 @@ class Tractogram:
         Whether it is of another format than ``.tck``.
     index_file : Path or None
         The index that was given.
+    index_content : str or None
+        Fingerprint of the index.
     resolution : float
         Voxel size of the maps, mm.
     """
@@ -68,6 +69,7 @@ class Tractogram:
     content: str
     convert: bool = False
     index_file: Path | None = None
+    index_content: str | None = None
     resolution: float = SNM_RESOLUTION_MM
 
 
@@ -84,6 +86,8 @@ class StructuralPlan:
         What is stored beside the map.
     notices : tuple of str
         What the user should know.
+    weights_content, groups_content : str or None
+        Fingerprints of the weights and of the table of bundles that were given.
     """
 
     tractogram: Tractogram
@@ -91,6 +95,8 @@ class StructuralPlan:
     mrtrix_version: str | None
     outputs: StructuralOutputs
     notices: tuple[str, ...] = ()
+    weights_content: str | None = None
+    groups_content: str | None = None
 
 
 def open_tractogram(
@@ -168,7 +174,7 @@ def _open_tck(path: Path, space: str, resolution: float) -> Tractogram:
 
 
 def _open_indexed(path: Path, space: str | None) -> Tractogram:
-    record = read_index_record(path)
+    content, record = fingerprint(path), read_index_record(path)
     tck = find_tractogram(record)
     if space is not None and canonical_space(space) != record.space:
         raise ValidationError(
@@ -189,7 +195,7 @@ def _open_indexed(path: Path, space: str | None) -> Tractogram:
         )
     return Tractogram(
         tck, record.space, record.n_streamlines, record.upsample, remark, record.fingerprint,
-        index_file=path, resolution=resolution,
+        index_file=path, index_content=content, resolution=resolution,
     )  # fmt: skip
 
 
@@ -228,6 +234,15 @@ def plan_structural(
             f"atlases: {left_out}."
         )
     engine, version, reason = _choose_engine(config, tractogram, n_lesions, bool(labelled))
+    # What they held before they are checked: steps insist on it.
+    contents = {
+        f"{name}_content": fingerprint(path)
+        for name, path in (
+            ("weights", config.streamline_weights),
+            ("groups", config.streamline_groups),
+        )
+        if path is not None
+    }
     _check_tables(config, tractogram)
     outputs = StructuralOutputs(
         matrix_atlases=[
@@ -251,7 +266,7 @@ def plan_structural(
         weighted=config.streamline_weights is not None,
     )
     notices += [reason] if reason else []
-    return StructuralPlan(tractogram, engine, version, outputs, tuple(notices))
+    return StructuralPlan(tractogram, engine, version, outputs, tuple(notices), **contents)
 
 
 def _bundles_name(path: Path | None) -> str | None:
@@ -316,10 +331,10 @@ def structural_metadata(config: RunConfig, plan: StructuralPlan) -> dict[str, An
     }
     if plan.mrtrix_version:
         metadata["MRtrixVersion"] = plan.mrtrix_version
-    for key, path in (
-        ("StreamlineWeights", config.streamline_weights),
-        ("StreamlineGroups", config.streamline_groups),
+    for key, path, content in (
+        ("StreamlineWeights", config.streamline_weights, plan.weights_content),
+        ("StreamlineGroups", config.streamline_groups, plan.groups_content),
     ):
         if path is not None:
-            metadata[key] = {"Name": path.name, "Fingerprint": fingerprint(path)}
+            metadata[key] = {"Name": path.name, "Fingerprint": content}
     return metadata

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lacuna_nipype.cli.config import RunConfig
-from lacuna_nipype.core.exceptions import DependencyError, LacunaError
 
 if TYPE_CHECKING:
     from lacuna_nipype.cli.inputs import RunInputs
@@ -92,36 +91,28 @@ def submit_run(config: RunConfig, run_id: str) -> int:
     int
         Exit code; the reason is the last line printed.
     """
+    from lacuna_nipype.cli.ending import OK, end
     from lacuna_nipype.cli.inputs import gather_inputs
-    from lacuna_nipype.cli.participant import MISSING_PROGRAM, OK, USAGE, _end, _say, _show_inputs
     from lacuna_nipype.cli.recovery import plan_recovery
+    from lacuna_nipype.cli.summary import show_inputs
+    from lacuna_nipype.cli.terminal import say
     from lacuna_nipype.execution.runner import require_plugin
 
-    try:
-        if not config.dry_run:
-            require_plugin("SLURM", config.plugin_args)
-        inputs = gather_inputs(config)
-        _show_inputs(inputs)
-        recovery = plan_recovery(config, inputs)
-        if not recovery.inputs.inspection.lesions:
-            return _end(OK, "Nothing is left to do: no job is submitted.")
-        plan = _plan(config, recovery, run_id)
-    except DependencyError as error:
-        return _end(MISSING_PROGRAM, str(error))
-    except LacunaError as error:
-        return _end(USAGE, str(error))
+    if not config.dry_run:
+        require_plugin("SLURM", config.plugin_args)
+    inputs = gather_inputs(config)
+    show_inputs(inputs)
+    recovery = plan_recovery(config, inputs)
+    if not recovery.inputs.inspection.lesions:
+        return end(OK, "Nothing is left to do: no job is submitted.")
+    plan = _plan(config, recovery, run_id)
     for line in plan.describe():
-        _say(line)
+        say(line)
     if config.dry_run:
         for name, text in plan.scripts.items():
-            _say(f"\n{plan.folder / name}:\n{text}")
-        return _end(OK, "Dry run: nothing was written or submitted.")
-    try:
-        return _submit(config, plan)
-    except LacunaError as error:
-        return _end(USAGE, str(error))
-    except OSError as error:
-        return _end(USAGE, f"{error.filename or plan.folder}: {error.strerror or error}.")
+            say(f"\n{plan.folder / name}:\n{text}")
+        return end(OK, "Dry run: nothing was written or submitted.")
+    return _submit(config, plan)
 
 
 @dataclass(frozen=True)
@@ -168,7 +159,7 @@ def _plan(config: RunConfig, recovery: Recovery, run_id: str) -> _Plan:
 
 def _jobs(config: RunConfig, inputs: RunInputs, python: Sequence[str]) -> tuple[list[Job], Job]:
     """Arrays for the pass, and the job for everything else."""
-    from lacuna_nipype.cli.participant import _dataset_links, _pass_memory, build_workflow
+    from lacuna_nipype.cli.graph import build_workflow, dataset_links, pass_memory
     from lacuna_nipype.cli.sizes import run_sizes
     from lacuna_nipype.execution.estimates import apply_estimates, iter_nodes
     from lacuna_nipype.execution.slurm_array import Job
@@ -177,8 +168,8 @@ def _jobs(config: RunConfig, inputs: RunInputs, python: Sequence[str]) -> tuple[
     budget = config.memory_gb or math.inf
     # In a job, a pass may have all the memory.
     alone = replace(config, omp_nthreads=threads, nprocs=threads, memory_gb=budget)
-    sizes = run_sizes(alone, inputs, _pass_memory(alone, inputs))
-    workflow = build_workflow(alone, inputs, _dataset_links(alone, inputs))
+    sizes = run_sizes(alone, inputs, pass_memory(alone, inputs))
+    workflow = build_workflow(alone, inputs, dataset_links(alone, inputs))
     apply_estimates(workflow, sizes)
     steps = [node for node in iter_nodes(workflow) if "minutes" in (node.plugin_args or {})]
     passes = [node for node in steps if node.name in ("relate", "correlate")]
@@ -237,7 +228,8 @@ def _together(nodes: Sequence[Any], count: int) -> float:
 
 
 def _submit(config: RunConfig, plan: _Plan) -> int:
-    from lacuna_nipype.cli.participant import OK, SOME_FAILED, _end, _say
+    from lacuna_nipype.cli.ending import OK, SOME_FAILED, end
+    from lacuna_nipype.cli.terminal import say
     from lacuna_nipype.execution.slurm_array import after_options
     from lacuna_nipype.execution.slurm_commands import SlurmError, cancel_jobs, submit_job
     from lacuna_nipype.io.derivatives import refuse_foreign_dataset
@@ -259,16 +251,16 @@ def _submit(config: RunConfig, plan: _Plan) -> int:
                 left = "no job is left"
             except SlurmError:
                 left = f"end what is there with: scancel {' '.join(map(str, submitted))}"
-            return _end(SOME_FAILED, f"{script} could not be submitted, {left}: {error}")
-        _say(f"Job {submitted[-1]}: {job.name}")
+            return end(SOME_FAILED, f"{script} could not be submitted, {left}: {error}")
+        say(f"Job {submitted[-1]}: {job.name}")
         after = after_options(submitted[-1])
     if plan.arrays:
-        _say(
+        say(
             "When a task fails, the jobs after it are cancelled. Then submit again what is "
             f"missing: sh {shlex.quote(str(plan.folder / 'submit.sh'))} (with --array=3,7 for "
             "these tasks only; tasks that have their part end at once)."
         )
-    return _end(OK, f"Submitted; scripts and log files: {plan.folder}")
+    return end(OK, f"Submitted; scripts and log files: {plan.folder}")
 
 
 # --- a task of the array ----------------------------------------------------------------------
@@ -289,38 +281,28 @@ def run_part(config: RunConfig, part: str) -> int:
     int
         Exit code; the reason is the last line printed.
     """
+    from lacuna_nipype.cli.claims import own_work_folder
+    from lacuna_nipype.cli.ending import OK, end
     from lacuna_nipype.cli.inputs import gather_inputs
-    from lacuna_nipype.cli.participant import OK, USAGE, _end, _own_work_folder
     from lacuna_nipype.cli.recovery import plan_recovery
 
     stage, number, total = read_part(part)
     folder = config.work_dir / "parts" / f"{stage}-{number + 1}-of-{total}"
-    try:
-        inputs = gather_inputs(config)
-        config = replace(config, omp_nthreads=min(config.omp_nthreads or 1, config.nprocs))
-        inputs = plan_recovery(config, inputs).inputs
-        if inputs.functional is None or not inputs.inspection.lesions:
-            return _end(OK, "Nothing is left to do.")
-        with _own_work_folder(folder):
-            code = _run_part(config, inputs, part, folder)
-    except LacunaError as error:
-        return _end(USAGE, str(error))
-    except OSError as error:
-        return _end(USAGE, f"{error.filename or folder}: {error.strerror or error}.")
+    inputs = gather_inputs(config)
+    config = replace(config, omp_nthreads=min(config.omp_nthreads or 1, config.nprocs))
+    inputs = plan_recovery(config, inputs).inputs
+    if inputs.functional is None or not inputs.inspection.lesions:
+        return end(OK, "Nothing is left to do.")
+    with own_work_folder(folder):
+        code = _run_part(config, inputs, part, folder)
     if code == OK:
         shutil.rmtree(folder, ignore_errors=True)
     return code
 
 
 def _run_part(config: RunConfig, inputs: RunInputs, part: str, folder: Path) -> int:
-    from lacuna_nipype.cli.participant import (
-        OK,
-        SOME_FAILED,
-        _dataset_links,
-        _end,
-        _lesion_arguments,
-        _pass_memory,
-    )
+    from lacuna_nipype.cli.ending import OK, SOME_FAILED, end
+    from lacuna_nipype.cli.graph import dataset_links, lesion_arguments, pass_memory
     from lacuna_nipype.cli.sizes import run_sizes
     from lacuna_nipype.execution.estimates import apply_estimates
     from lacuna_nipype.execution.runner import configure_nipype, expanded_nodes, run_graph
@@ -333,12 +315,11 @@ def _run_part(config: RunConfig, inputs: RunInputs, part: str, folder: Path) -> 
     for old in log_dir.glob("crash-*"):
         old.unlink()
     configure_nipype(log_dir=log_dir, stop_on_first_crash=False, verbose=config.verbose)
-    links = _dataset_links(config, inputs)
-    memory_gb = _pass_memory(config, inputs)
+    links = dataset_links(config, inputs)
+    memory_gb = pass_memory(config, inputs)
     workflow = init_pass_wf(
         lesions=[
-            _lesion_arguments(lesion, links, config, inputs)
-            for lesion in inputs.inspection.lesions
+            lesion_arguments(lesion, links, config, inputs) for lesion in inputs.inspection.lesions
         ],
         connectome_files=inputs.functional.paths,
         part=range(number, len(inputs.functional.paths), total),
@@ -365,5 +346,5 @@ def _run_part(config: RunConfig, inputs: RunInputs, part: str, folder: Path) -> 
         )
     if outcome.error or outcome.failures:
         reason = outcome.error or outcome.failures[0].reason
-        return _end(SOME_FAILED, f"Part {part} failed: {reason} Log: {log_dir}")
-    return _end(OK, f"Part {part} is done.")
+        return end(SOME_FAILED, f"Part {part} failed: {reason} Log: {log_dir}")
+    return end(OK, f"Part {part} is done.")

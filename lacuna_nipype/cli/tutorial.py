@@ -3,57 +3,57 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lacuna_nipype.cli.arguments import Parser, natural_number
+from lacuna_nipype.cli.ending import run_command
+from lacuna_nipype.cli.terminal import show_log
 
 if TYPE_CHECKING:
     from lacuna_nipype.io.demonstration import DemonstrationPaths
 
-USAGE_ERROR = 2
 
-
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command.
 
     Parameters
     ----------
-    argv : list of str
+    argv : sequence of str
         Arguments after ``tutorial``.
 
     Returns
     -------
     int
-        Exit code: 0, or 2 for wrong arguments or a folder that cannot be used.
+        Exit code: 0; 2 for wrong arguments or a folder that cannot be used; 130 when interrupted.
     """
-    try:
-        options = _parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    return run_command(
+        lambda: _parser().parse_args(argv),
+        _run,
+        interrupted="Interrupted; run the same command with --force to begin anew.",
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
     # Heavy imports wait until the arguments are right.
-    from lacuna_nipype.core.exceptions import ValidationError
     from lacuna_nipype.io.demonstration import DEFAULT_SEED, write_demonstration
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("lacuna_nipype").setLevel(logging.INFO)
+    show_log("lacuna_nipype")
     seed = DEFAULT_SEED if options.seed is None else options.seed
-    try:
-        paths = write_demonstration(options.directory, seed=seed, force=options.force)
-    except (ValidationError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return USAGE_ERROR
+    paths = write_demonstration(options.directory, seed=seed, force=options.force)
     sys.stdout.write(_summary(paths))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     """Build the parser."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lacuna-nipype tutorial",
         description="Write a demonstration dataset (synthetic lesions, atlas and connectomes on "
         "MNI anatomy; about 40 MB, ten seconds, no network) and print the next command.",
+        allow_abbrev=False,
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="folder to write into")
     parser.add_argument(
@@ -63,18 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seed",
-        type=_seed,
+        type=natural_number,
         metavar="N",
         help="random seed; the same seed gives the same data (default: a fixed one)",
     )
     return parser
-
-
-def _seed(text: str) -> int:
-    """Read a seed: an integer that is not negative."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 0 or more")
-    return int(text)
 
 
 def _summary(paths: DemonstrationPaths) -> str:

@@ -6,16 +6,14 @@ folder, changes single fields of an entry or adds one, e.g. when a service moves
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import get_data_dir, read_json
+from lacuna_nipype.data import load_json
 
 KINDS = ("functional", "structural")
 SOURCE_TYPES = ("dataverse", "figshare", "github", "osf")
@@ -107,7 +105,7 @@ def list_fetchable_connectomes() -> list[ConnectomeSource]:
     ValidationError
         The user's table is no such table.
     """
-    table = {name: dict(entry) for name, entry in _own_table().items()}
+    table = {name: dict(entry) for name, entry in load_json("connectomes.json").items()}
     for name, entry in _users_table().items():
         table[name] = {**table.get(name, {}), **entry}
     return [_make(name, entry) for name, entry in sorted(table.items())]
@@ -136,13 +134,6 @@ def find_source(name: str) -> ConnectomeSource:
             return source
     known = ", ".join(source.name for source in sources)
     raise ValidationError(f"There is no public connectome {name!r}; known are {known}.")
-
-
-@lru_cache(maxsize=1)
-def _own_table() -> dict[str, dict[str, Any]]:
-    text = files("lacuna_nipype.data").joinpath("connectomes.json").read_text(encoding="utf-8")
-    table: dict[str, dict[str, Any]] = json.loads(text)
-    return table
 
 
 def _users_table() -> dict[str, dict[str, Any]]:

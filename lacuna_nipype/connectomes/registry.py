@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
-from lacuna_nipype.core.files import atomic_path, fingerprint, get_data_dir, read_json
+from lacuna_nipype.core.files import atomic_path, combined_fingerprint, get_data_dir, read_json
 
 KINDS = ("functional", "structural")
 FORMAT_VERSION = 1
@@ -388,22 +388,15 @@ def content_fingerprint(path: Path) -> str:
     Returns
     -------
     str
-        :func:`lacuna_nipype.core.files.fingerprint` of a file. For several files,
-        ``combined-sha256:`` and the SHA-256 of their fingerprints in name order; other files in
-        the folder do not count.
+        :func:`lacuna_nipype.core.files.combined_fingerprint` of the files in name order; other
+        files in the folder do not count.
 
     Raises
     ------
     OSError
         Something is missing or cannot be read.
     """
-    paths = _content_files(path)
-    if len(paths) == 1:
-        return fingerprint(paths[0])
-    digest = hashlib.sha256()
-    for part in paths:
-        digest.update(fingerprint(part).encode("ascii"))
-    return f"combined-sha256:{digest.hexdigest()}"
+    return combined_fingerprint(_content_files(path))
 
 
 def _content_files(path: Path) -> list[Path]:

@@ -108,8 +108,9 @@ def make_design(
     design = Design(score, others, tested_name, tuple(covariate_names))
     listed = ", ".join(covariate_names) or "none"
     if design.degrees_of_freedom < 1:
+        who = "1 participant is" if design.n == 1 else f"{design.n} participants are"
         raise ValidationError(
-            f"{design.n} participants are too few to test {tested_name!r} with "
+            f"{who} too few to test {tested_name!r} with "
             f"{others.shape[1]} covariates ({listed}): at least {others.shape[1] + 3} are needed."
         )
     if np.ptp(score) == 0:

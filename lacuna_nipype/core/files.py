@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -78,8 +78,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return parse_json(stream.read().decode("utf-8"))
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON text; :class:`ValueError` for what is none, or is nested too deeply."""
+def parse_json(text: str | bytes | bytearray) -> Any:
+    """Parse JSON; :class:`ValueError` for what is none, or is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -182,6 +182,30 @@ def fingerprint(path: Path) -> str:
             stream.seek((size - SAMPLE_BYTES) * number // (N_SAMPLES - 1))
             digest.update(stream.read(SAMPLE_BYTES))
     return f"sampled-sha256:{digest.hexdigest()}"
+
+
+def combined_fingerprint(paths: Sequence[Path]) -> str:
+    """Identify the content of several files, in the order given; see :func:`fingerprint`."""
+    return combine_fingerprints([fingerprint(path) for path in paths])
+
+
+def combine_fingerprints(fingerprints: Sequence[str]) -> str:
+    """Make one fingerprint of those of several files; that of a single file stays as it is.
+
+    Parameters
+    ----------
+    fingerprints : sequence of str
+        From :func:`fingerprint`.
+
+    Returns
+    -------
+    str
+        Of several, ``combined-sha256:`` and the SHA-256 of the fingerprints in their order.
+    """
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    digest = hashlib.sha256("".join(fingerprints).encode("ascii"))
+    return f"combined-sha256:{digest.hexdigest()}"
 
 
 def get_data_dir() -> Path:

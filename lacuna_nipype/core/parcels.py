@@ -300,9 +300,11 @@ def aggregate(
             f"A map of shape {values.shape} cannot be summarised over parcels of shape "
             f"{parcels.grid.shape}; resample one to the other's grid."
         )
-    flat = values.ravel().astype(np.float64)
-    usable = valid.ravel() & np.isfinite(flat)
-    flat = np.where(usable, flat, 0.0)
+    # One copy, whatever the order of memory, and changed in place: maps are large.
+    flat = np.array(values, dtype=np.float64, order="C").reshape(-1)
+    usable = np.isfinite(flat)
+    usable &= valid.reshape(-1)
+    flat[~usable] = 0.0
     weight = _product(parcels.weights, usable)
     totals = parcels.totals
     present = weight > 0

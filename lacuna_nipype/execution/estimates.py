@@ -147,6 +147,31 @@ def estimate_resources(step: str, sizes: Sizes) -> Estimate:
     return Estimate(math.ceil(megabytes) / 1000, n_procs, seconds / 60)
 
 
+def sizes_on_grid(sizes: Sizes, grid: str | None) -> Sizes:
+    """Give the sizes that count for a step which works on one of the grids of a run.
+
+    Parameters
+    ----------
+    sizes : Sizes
+        Of a step without transforms, ``transform_bytes`` is 0.
+    grid : {"functional", "structural", "masks"} or None
+        Grid of the functional maps, of the disconnection maps, or neither: an atlas stays on its
+        own grid, or is warped to that of the masks. Without, the larger of both.
+
+    Returns
+    -------
+    Sizes
+    """
+    if grid == "functional":
+        return replace(sizes, structural_voxels=0)
+    if grid == "structural":
+        return replace(sizes, functional_voxels=0)
+    if grid == "masks":
+        target = sizes.mask_voxels if sizes.transform_bytes else 0
+        return replace(sizes, functional_voxels=target, structural_voxels=0)
+    return sizes
+
+
 def apply_estimates(workflow: Any, sizes: Sizes) -> None:
     """Declare for every node of a workflow what it takes.
 
@@ -154,20 +179,22 @@ def apply_estimates(workflow: Any, sizes: Sizes) -> None:
     ----------
     workflow : nipype Workflow
         Changed in place. Nodes of interfaces that there is no estimate for keep what they
-        declare; so do those that run within the process that submits the others.
+        declare; so do those that run within the process that submits the others. The ``grid``
+        of a node's ``plugin_args`` is that of :func:`sizes_on_grid`.
     sizes : Sizes
     """
     for node in iter_nodes(workflow):
         step = type(node.interface).__name__
         if node.run_without_submitting or not has_estimate(step):
             continue
+        asked = node.plugin_args or {}
         own = sizes if _is_warped(node) else replace(sizes, transform_bytes=0)
-        estimate = estimate_resources(step, own)
+        estimate = estimate_resources(step, sizes_on_grid(own, asked.get("grid")))
         # Nipype has no other way once a node is made.
         node._mem_gb = estimate.mem_gb
         if node.n_procs != estimate.n_procs:
             node.n_procs = estimate.n_procs
-        node.plugin_args = {**(node.plugin_args or {}), "minutes": estimate.limit_minutes}
+        node.plugin_args = {**asked, "minutes": estimate.limit_minutes}
 
 
 def iter_nodes(workflow: Any) -> Iterator[Any]:
@@ -215,9 +242,16 @@ def _apply_transform(sizes: Sizes) -> float:
 
 
 def _parcels(sizes: Sizes) -> float:
-    """Labels as int64 twice, or a volume and all probabilities; then the way to another grid."""
+    """Labels as int64 twice, or a volume and all probabilities; then the way to another grid.
+
+    On a finer grid there are as many more weights, and places to interpolate at.
+    """
     voxels = max(sizes.map_voxels, sizes.atlas_voxels)
-    own = _mb((sizes.atlas_voxels, 20), (sizes.atlas_values, 20), (sizes.map_voxels, 8))
+    finer = sizes.map_voxels / max(sizes.atlas_voxels, 1)
+    own = _mb(
+        (sizes.atlas_voxels, 20), (sizes.atlas_values, max(20, 12 * finer)),
+        (sizes.map_voxels, 20 if finer > 1 else 8),
+    )  # fmt: skip
     return own + _transforms(sizes, voxels)
 
 
@@ -232,10 +266,9 @@ def _damage(sizes: Sizes) -> float:
 
 
 def _aggregate(sizes: Sizes) -> float:
+    """One map as stored and in double precision, and the weights of all atlases beside it."""
     share = sizes.all_atlas_values / max(sizes.atlas_voxels, 1)
-    return TABLES + _mb(
-        (sizes.functional_voxels, 8 * sizes.maps), (sizes.map_voxels, 20 + 16 * share)
-    )
+    return TABLES + _mb((sizes.map_voxels, 22 + 16 * share))
 
 
 def _index(sizes: Sizes) -> float:

@@ -13,6 +13,7 @@ from nipype.interfaces.base import (
 )
 
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.interfaces.contents import fingerprint_trait, unchanged_inputs
 from lacuna_nipype.interfaces.mrtrix import MRtrixError, TCK2Connectome
 
 LOGGER = logging.getLogger("nipype.interface")
@@ -23,6 +24,7 @@ HIGHEST_LABEL = 10_000
 
 class _AssignStreamlinesInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="track file, .tck")
+    fingerprint = fingerprint_trait("track file")
     nodes = File(
         exists=True, mandatory=True, desc="3D image of node labels: whole numbers, 0 for no node"
     )
@@ -64,20 +66,28 @@ class AssignStreamlines(SimpleInterface):
     def _run_interface(self, runtime):
         import numpy as np
 
-        from lacuna_nipype.connectomes.streamline_counts import check_count
         from lacuna_nipype.core.files import atomic_path
 
-        folder, path = Path(runtime.cwd), Path(self.inputs.in_file)
+        folder = Path(runtime.cwd)
         check_labels(self.inputs.nodes)
-        counts = check_count(path)
-        assignments = np.zeros((counts.n, 2), np.int32)
-        with _without_empty(path, counts, folder) as (tracks, given):
-            assignments[given] = self._assign(tracks, counts.n - counts.n_empty, folder)
+        with unchanged_inputs(self.inputs, in_file="fingerprint"):
+            assignments = self._assign_all(Path(self.inputs.in_file), folder)
         out_file = folder / "assignments.npy"
         with atomic_path(out_file) as temporary, temporary.open("wb") as stream:
             np.save(stream, assignments)
         self._results["out_file"] = str(out_file)
         return runtime
+
+    def _assign_all(self, path, folder):
+        import numpy as np
+
+        from lacuna_nipype.connectomes.streamline_counts import check_count
+
+        counts = check_count(path)
+        assignments = np.zeros((counts.n, 2), np.int32)
+        with _without_empty(path, counts, folder) as (tracks, given):
+            assignments[given] = self._assign(tracks, counts.n - counts.n_empty, folder)
+        return assignments
 
     def _assign(self, tracks, n_streamlines, folder):
         command = TCK2Connectome(

@@ -21,6 +21,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from lacuna_nipype.interfaces.contents import fingerprint_trait, unchanged_inputs
 from lacuna_nipype.interfaces.transforms import read_transforms
 
 
@@ -72,10 +73,12 @@ class PrepareNodes(SimpleInterface):
 class _PrepareWeightsInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="text with one weight per streamline")
     n_streamlines = traits.Int(mandatory=True, desc="streamlines of the tractogram")
+    fingerprint = fingerprint_trait("file")
 
 
 class _PrepareWeightsOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="the weights as .npy, float32")
+    fingerprint = traits.Str(desc="content of the file, for the steps that read it after this one")
 
 
 class PrepareWeights(SimpleInterface):
@@ -86,8 +89,14 @@ class PrepareWeights(SimpleInterface):
 
     def _run_interface(self, runtime):
         from lacuna_nipype.connectomes.weights import save_streamline_weights
+        from lacuna_nipype.core.contents import unchanged
+        from lacuna_nipype.core.files import fingerprint
 
-        weights = _read_weights(self.inputs.in_file, self.inputs.n_streamlines)
+        path, given = Path(self.inputs.in_file), self.inputs.fingerprint
+        content = given if isdefined(given) else fingerprint(path)
+        with unchanged({path: content}):
+            weights = _read_weights(path, self.inputs.n_streamlines)
+        self._results["fingerprint"] = content
         out_file = save_streamline_weights(weights, Path(runtime.cwd) / "weights.npy")
         self._results["out_file"] = str(out_file)
         return runtime
@@ -96,6 +105,7 @@ class PrepareWeights(SimpleInterface):
 class _PrepareGroupsInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="table of streamlines and their bundles")
     n_streamlines = traits.Int(mandatory=True, desc="streamlines of the tractogram")
+    fingerprint = fingerprint_trait("file")
 
 
 class _PrepareGroupsOutputSpec(TraitedSpec):
@@ -114,7 +124,8 @@ class PrepareGroups(SimpleInterface):
             save_streamline_groups,
         )
 
-        groups = read_streamline_groups(Path(self.inputs.in_file), self.inputs.n_streamlines)
+        with unchanged_inputs(self.inputs, in_file="fingerprint"):
+            groups = read_streamline_groups(Path(self.inputs.in_file), self.inputs.n_streamlines)
         out_file = save_streamline_groups(groups, Path(runtime.cwd) / "groups.npz")
         self._results["out_file"] = str(out_file)
         return runtime
@@ -199,7 +210,6 @@ class DisconnectivityMatrix(SimpleInterface):
             assignment_statistics,
             matrix_statistics,
         )
-        from lacuna_nipype.core.exceptions import ValidationError
         from lacuna_nipype.core.files import write_json
 
         inputs, folder = self.inputs, Path(runtime.cwd)
@@ -207,12 +217,7 @@ class DisconnectivityMatrix(SimpleInterface):
         for number, (name, table, own, full) in enumerate(self._atlases()):
             nodes, assignments = read_nodes_table(Path(table)), np.load(own)
             weights = _read_weights(inputs.streamline_weights, len(assignments))
-            whole = np.load(full)
-            if len(whole) != len(nodes):
-                raise ValidationError(
-                    f"{table} lists {len(nodes)} nodes, and {full} is a matrix of {len(whole)}; "
-                    "make both again from one parcellation."
-                )
+            whole = _read_full(full, nodes, table)
             matrices = Disconnectivity.of_lesion(whole, assignments, hits, weights)
             statistics[name] = matrix_statistics(matrices, [node.name for node in nodes])
             statistics[name] |= assignment_statistics(assignments, hits)
@@ -284,6 +289,19 @@ def _read_weights(path, n_streamlines):
     from lacuna_nipype.connectomes.weights import read_streamline_weights
 
     return read_streamline_weights(Path(path), n_streamlines) if isdefined(path) else None
+
+
+def _read_full(path, nodes, table):
+    """Read the matrix of the whole tractogram between nodes."""
+    from lacuna_nipype.core.exceptions import ValidationError
+
+    whole = np.load(path)
+    if len(whole) != len(nodes):
+        raise ValidationError(
+            f"{table} lists {len(nodes)} nodes, and {path} is a matrix of {len(whole)}; make both "
+            "again from one parcellation."
+        )
+    return whole
 
 
 def _write_matrices(matrices, nodes, folder, number):

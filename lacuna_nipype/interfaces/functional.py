@@ -16,9 +16,12 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from lacuna_nipype.interfaces.contents import fingerprint_trait, unchanged_inputs
+
 
 class _ConnectomeMaskInputSpec(BaseInterfaceInputSpec):
     connectome_file = File(exists=True, mandatory=True, desc="HDF5 file of a connectome")
+    fingerprint = fingerprint_trait("file")
 
 
 class _ConnectomeMaskOutputSpec(TraitedSpec):
@@ -35,7 +38,8 @@ class ConnectomeMask(SimpleInterface):
         from lacuna_nipype.connectomes.functional import read_connectome_file
         from lacuna_nipype.core.images import save_image
 
-        file = read_connectome_file(Path(self.inputs.connectome_file))
+        with _same_file(self.inputs):
+            file = read_connectome_file(Path(self.inputs.connectome_file))
         brain = np.zeros(file.grid.shape, dtype=np.uint8)
         brain[tuple(file.voxels)] = 1
         out_file = Path(runtime.cwd) / "brain_mask.nii.gz"
@@ -48,7 +52,7 @@ class _CorrelateBatchInputSpec(BaseInterfaceInputSpec):
     mask_files = InputMultiObject(
         File(exists=True), mandatory=True, desc="all lesion masks, on the connectome's grid"
     )
-    fingerprint = traits.Str(desc="content that the file must have before and after it is read")
+    fingerprint = fingerprint_trait("file")
     memory_gb = traits.Float(
         2.0, usedefault=True, nohash=True, desc="memory to stay under, in GB (1e9 bytes)"
     )
@@ -82,12 +86,8 @@ class CorrelateBatch(SimpleInterface):
         from lacuna_nipype.connectomes.seeds import read_seeds
         from lacuna_nipype.execution.progress import log_progress
 
-        _require_content(self.inputs)
-        file = read_connectome_file(Path(self.inputs.connectome_file))
-        seeds = read_seeds(file, [Path(mask) for mask in self.inputs.mask_files])
-
         def write(out_file):
-            with threadpool_limits(limits=self.inputs.num_threads):
+            with _same_file(self.inputs), threadpool_limits(limits=self.inputs.num_threads):
                 write_partial(
                     file,
                     seeds,
@@ -96,25 +96,19 @@ class CorrelateBatch(SimpleInterface):
                     n_threads=self.inputs.num_threads,
                     progress=log_progress(f"{file.path.name}: piece"),
                 )
-            _require_content(self.inputs)
 
+        with _same_file(self.inputs):
+            file = read_connectome_file(Path(self.inputs.connectome_file))
+        seeds = read_seeds(file, [Path(mask) for mask in self.inputs.mask_files])
         out_file = Path(runtime.cwd) / "partial.h5"
         _take_or_make(self.inputs.partial_dir, "moments", file, seeds, out_file, write)
         self._results["out_file"] = str(out_file)
         return runtime
 
 
-def _require_content(inputs):
+def _same_file(inputs):
     """Raise when the connectome file is not, or no longer, the one that the run began with."""
-    from lacuna_nipype.core.exceptions import ValidationError
-    from lacuna_nipype.core.files import fingerprint
-
-    path = Path(inputs.connectome_file)
-    if isdefined(inputs.fingerprint) and fingerprint(path) != inputs.fingerprint:
-        raise ValidationError(
-            f"{path} has changed since the run began; run again, and leave the files of the "
-            "connectome alone meanwhile."
-        )
+    return unchanged_inputs(inputs, connectome_file="fingerprint")
 
 
 def _take_or_make(folder, kind, file, seeds, out_file, write):
@@ -135,7 +129,7 @@ class _SeedCorrelationsInputSpec(BaseInterfaceInputSpec):
     mask_files = InputMultiObject(
         File(exists=True), mandatory=True, desc="all lesion masks, on the connectome's grid"
     )
-    fingerprint = traits.Str(desc="content that the file must have before and after it is read")
+    fingerprint = fingerprint_trait("file")
     partial_dir = Directory(
         nohash=True,
         desc="folder of results that other runs have kept: one that fits is taken, what is made "
@@ -161,14 +155,13 @@ class SeedCorrelations(SimpleInterface):
         from lacuna_nipype.connectomes.pini import write_seed_correlations
         from lacuna_nipype.connectomes.seeds import read_seeds
 
-        _require_content(self.inputs)
-        file = read_connectome_file(Path(self.inputs.connectome_file))
-        seeds = read_seeds(file, [Path(mask) for mask in self.inputs.mask_files])
-
         def write(out_file):
-            write_seed_correlations(file, seeds, out_file)
-            _require_content(self.inputs)
+            with _same_file(self.inputs):
+                write_seed_correlations(file, seeds, out_file)
 
+        with _same_file(self.inputs):
+            file = read_connectome_file(Path(self.inputs.connectome_file))
+        seeds = read_seeds(file, [Path(mask) for mask in self.inputs.mask_files])
         out_file = Path(runtime.cwd) / "seeds.h5"
         _take_or_make(self.inputs.partial_dir, "seeds", file, seeds, out_file, write)
         self._results["out_file"] = str(out_file)
@@ -185,6 +178,7 @@ class _SelectSeedsInputSpec(BaseInterfaceInputSpec):
     connectome_file = File(
         exists=True, mandatory=True, desc="any HDF5 file of the connectome, for the voxel grid"
     )
+    fingerprint = fingerprint_trait("file of the connectome")
     percentile = traits.Range(
         0.0,
         100.0,
@@ -214,7 +208,8 @@ class SelectSeeds(SimpleInterface):
         from lacuna_nipype.connectomes.pini import write_selected_seeds
         from lacuna_nipype.connectomes.seeds import read_seeds
 
-        file = read_connectome_file(Path(self.inputs.connectome_file))
+        with _same_file(self.inputs):
+            file = read_connectome_file(Path(self.inputs.connectome_file))
         masks, metas = write_selected_seeds(
             [Path(path) for path in self.inputs.seed_files],
             read_seeds(file, [Path(mask) for mask in self.inputs.mask_files]),
@@ -277,6 +272,7 @@ class _ReduceCorrelationInputSpec(BaseInterfaceInputSpec):
     connectome_file = File(
         exists=True, mandatory=True, desc="any HDF5 file of the connectome, for the voxel grid"
     )
+    fingerprint = fingerprint_trait("file of the connectome")
     p_maps = traits.Bool(
         True, usedefault=True, desc="make maps of p, of the false discovery rate, and thresholded"
     )
@@ -320,9 +316,11 @@ class ReduceCorrelation(SimpleInterface):
 
         inputs = self.inputs
         threshold = inputs.t_threshold if isdefined(inputs.t_threshold) else None
+        with _same_file(inputs):
+            file = read_connectome_file(Path(inputs.connectome_file))
         written = write_maps(
             [Path(path) for path in inputs.partial_files],
-            read_connectome_file(Path(inputs.connectome_file)),
+            file,
             Path(runtime.cwd),
             MapOptions(inputs.p_maps, inputs.fdr_alpha, threshold),
             with_errors=inputs.with_errors,

@@ -30,6 +30,7 @@ from nipype.interfaces.mrtrix3.utils import ComputeTDI
 from lacuna_nipype.connectomes.tractogram import parse_step_size, read_tck_header, write_tck
 from lacuna_nipype.core.exceptions import LacunaError, ValidationError
 from lacuna_nipype.execution.programs import require_mrtrix_commands
+from lacuna_nipype.interfaces.contents import fingerprint_trait, unchanged_inputs
 
 LOGGER = logging.getLogger("nipype.interface")
 
@@ -263,6 +264,8 @@ class _SelectStreamlinesInputSpec(_TCKEditInputSpec):
         usedefault=True,
         desc="find out which streamlines of the one input file were selected, too",
     )
+    fingerprint = fingerprint_trait("one input file")
+    weights_fingerprint = fingerprint_trait("file of weights")
 
 
 class _SelectStreamlinesOutputSpec(_TCKEditOutputSpec):
@@ -292,6 +295,11 @@ class SelectStreamlines(TCKEdit):
     output_spec = _SelectStreamlinesOutputSpec
 
     def _run_interface(self, runtime, correct_return_codes=(0,)):
+        files = {"in_files": "fingerprint", "tck_weights_in": "weights_fingerprint"}
+        with unchanged_inputs(self.inputs, **files):
+            return self._select(runtime, correct_return_codes)
+
+    def _select(self, runtime, correct_return_codes):
         selection = _Selection(self.inputs, Path(runtime.cwd))
         if self.inputs.with_positions:
             selection.check()
@@ -561,6 +569,8 @@ class _TCKMapInputSpec(_MRtrixInputSpec):
     tck_weights = File(
         exists=True, argstr="-tck_weights_in %s", desc="text file with one weight per streamline"
     )
+    fingerprint = fingerprint_trait("track file")
+    weights_fingerprint = fingerprint_trait("file of weights")
 
 
 class _TCKMapOutputSpec(TraitedSpec):
@@ -588,6 +598,11 @@ class TCKMap(_MRtrixCommand, ComputeTDI):
     _weights = "tck_weights"
     input_spec = _TCKMapInputSpec
     output_spec = _TCKMapOutputSpec
+
+    def _run_interface(self, runtime, correct_return_codes=(0,)):
+        files = {"in_file": "fingerprint", "tck_weights": "weights_fingerprint"}
+        with unchanged_inputs(self.inputs, **files):
+            return super()._run_interface(runtime, correct_return_codes)
 
     def _parse_inputs(self, skip=None):
         arguments = super()._parse_inputs(skip)

@@ -134,11 +134,13 @@ class AggregateParcels(SimpleInterface):
         from lacuna_nipype.core.images import load_map
 
         inputs = self.inputs
-        maps = [load_map(path)[0] for path in inputs.in_files]
+        # One after the other: a lesion has several maps, and they are large.
+        named = zip(inputs.quantities, inputs.in_files, strict=True)
+        maps = ((quantity, load_map(path)[0]) for quantity, path in named)
         valid = load_map(inputs.valid_mask)[0] > 0 if isdefined(inputs.valid_mask) else None
         transforms = inputs.transforms if isdefined(inputs.transforms) else None
         tables = write_aggregates(
-            dict(zip(inputs.quantities, maps, strict=True)),
+            maps,
             valid,
             [read_parcels(Path(path)) for path in inputs.parcels_files],
             Path(runtime.cwd),

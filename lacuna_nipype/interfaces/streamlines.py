@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from lacuna_nipype.interfaces.contents import fingerprint_trait, unchanged_inputs
 from lacuna_nipype.interfaces.structural import write_disconnection
 
 LOGGER = logging.getLogger("nipype.interface")
@@ -23,6 +25,7 @@ LOGGER = logging.getLogger("nipype.interface")
 class _ConvertTractogramInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc=".trk, .trk.gz, .trx or .tt.gz")
     space = traits.Str(desc="standard space, for the sidecar")
+    fingerprint = fingerprint_trait("file")
 
 
 class _ConvertTractogramOutputSpec(TraitedSpec):
@@ -40,17 +43,23 @@ class ConvertTractogram(SimpleInterface):
 
         source, target = Path(self.inputs.in_file), Path(runtime.cwd) / "tractogram.tck"
         space = self.inputs.space if isdefined(self.inputs.space) else None
-        convert_tractogram(source, target, space=space)
+        with unchanged_inputs(self.inputs, in_file="fingerprint"):
+            convert_tractogram(source, target, space=space)
         self._results["out_file"] = str(target)
         return runtime
 
 
 class _CheckTractogramInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc=".tck file")
+    fingerprint = fingerprint_trait("file")
+    index = File(exists=True, desc="index of the tractogram, where there is one already")
+    index_fingerprint = fingerprint_trait("index")
 
 
 class _CheckTractogramOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="the same file")
+    fingerprint = traits.Str(desc="content of the file, for the steps that read it after this one")
+    index_fingerprint = traits.Str(desc="content of the index, likewise")
     n_streamlines = traits.Int(desc="streamlines in the file, empty ones counted")
     meta_file = File(exists=True, desc="JSON: what was found, for sidecars")
 
@@ -59,7 +68,7 @@ class CheckTractogram(SimpleInterface):
     """Read a tractogram once through, before anything is made of it.
 
     A count in the header that disagrees with the file, or streamlines that do not lie where a
-    brain is, are errors.
+    brain is, are errors. The contents that it gives are those that all later steps insist on.
     """
 
     input_spec = _CheckTractogramInputSpec
@@ -68,16 +77,19 @@ class CheckTractogram(SimpleInterface):
     def _run_interface(self, runtime):
         from lacuna_nipype.connectomes.streamline_counts import check_count
         from lacuna_nipype.connectomes.tractogram_check import check_placement
+        from lacuna_nipype.core.contents import unchanged
         from lacuna_nipype.core.files import write_json
 
         path = Path(self.inputs.in_file)
-        counts = check_count(path)
+        self._record_contents()
+        with unchanged({path: self._results["fingerprint"]}):
+            counts, outside = check_count(path), check_placement(path)
         found = {
             "NumberOfStreamlines": counts.n,
             "EmptyStreamlines": counts.n_empty,
             "OnePointStreamlines": counts.n_one_point,
             "ZeroLengthStreamlines": counts.n_zero_length,
-            "PointsOutsideBrainPercent": round(100 * check_placement(path), 3),
+            "PointsOutsideBrainPercent": round(100 * outside, 3),
         }
         if counts.n_empty or counts.n_one_point or counts.n_zero_length:
             LOGGER.warning(
@@ -91,13 +103,22 @@ class CheckTractogram(SimpleInterface):
         self._results["meta_file"] = str(meta_file)
         return runtime
 
+    def _record_contents(self):
+        """Take the contents that were given, or those that are there now."""
+        from lacuna_nipype.core.files import fingerprint
+
+        for name, path in (("fingerprint", "in_file"), ("index_fingerprint", "index")):
+            file, given = getattr(self.inputs, path), getattr(self.inputs, name)
+            if isdefined(file):
+                self._results[name] = given if isdefined(given) else fingerprint(Path(file))
+
 
 class _BuildStreamlineIndexInputSpec(BaseInterfaceInputSpec):
     tractogram = File(exists=True, mandatory=True, desc=".tck file")
     reference = File(exists=True, mandatory=True, desc="image on the grid of the maps")
     space = traits.Str(mandatory=True, desc="standard space of the tractogram")
     upsample = traits.Range(low=1, desc="tckmap's ratio; from the header's step size otherwise")
-    fingerprint = traits.Str(desc="of the tractogram's content: another content, another index")
+    fingerprint = fingerprint_trait("tractogram")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
 
 
@@ -119,15 +140,16 @@ class BuildStreamlineIndex(SimpleInterface):
         inputs = self.inputs
         _, grid = load_map(inputs.reference)
         target = Path(runtime.cwd) / "streamlines.h5"
-        write_index(
-            Path(inputs.tractogram),
-            target,
-            grid=grid,
-            space=inputs.space,
-            upsample=inputs.upsample if isdefined(inputs.upsample) else None,
-            n_threads=inputs.num_threads,
-            progress=log_progress(f"{Path(inputs.tractogram).name}: byte"),
-        )
+        with unchanged_inputs(inputs, tractogram="fingerprint"):
+            write_index(
+                Path(inputs.tractogram),
+                target,
+                grid=grid,
+                space=inputs.space,
+                upsample=inputs.upsample if isdefined(inputs.upsample) else None,
+                n_threads=inputs.num_threads,
+                progress=log_progress(f"{Path(inputs.tractogram).name}: byte"),
+            )
         self._results["out_file"] = str(target)
         return runtime
 
@@ -135,6 +157,8 @@ class BuildStreamlineIndex(SimpleInterface):
 class _IndexedInputSpec(BaseInterfaceInputSpec):
     index = File(exists=True, mandatory=True, desc="from BuildStreamlineIndex")
     tractogram = File(exists=True, mandatory=True, desc="the .tck file that was indexed")
+    fingerprint = fingerprint_trait("tractogram")
+    index_fingerprint = fingerprint_trait("index")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads")
 
 
@@ -245,8 +269,14 @@ class IndexedDisconnection(SimpleInterface):
         return runtime
 
 
+@contextmanager
 def _open_index(inputs, opener):
-    return opener(Path(inputs.index), Path(inputs.tractogram), n_threads=inputs.num_threads)
+    files = {"tractogram": "fingerprint", "index": "index_fingerprint"}
+    with (
+        unchanged_inputs(inputs, **files),
+        opener(Path(inputs.index), Path(inputs.tractogram), n_threads=inputs.num_threads) as index,
+    ):
+        yield index
 
 
 def _weights(inputs, index):

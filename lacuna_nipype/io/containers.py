@@ -6,7 +6,6 @@ asked for and never kept: a whole cohort of containers takes no more memory than
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         The file is missing, damaged, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError as error:
         raise _missing(path) from error
     except (OSError, ValueError) as error:

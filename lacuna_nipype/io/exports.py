@@ -26,6 +26,7 @@ from lacuna_nipype.io.containers import (
     Tractogram,
     VoxelMap,
     load_image,
+    read_json_object,
 )
 from lacuna_nipype.io.derivatives import (
     dataset_lock,
@@ -279,7 +280,7 @@ def _mask_output(subject_data: SubjectData) -> list[_Output]:
     if isinstance(mask, Path):
         known = sidecar_path(mask)
         if known.is_file():
-            sidecar = {**sidecar, **json.loads(known.read_text(encoding="utf-8"))}
+            sidecar = {**sidecar, **read_json_object(known)}
         return [_Output(_path(entities), lambda target: _write_image(target, mask), sidecar)]
     return [_Output(_path(entities), lambda target: _write_image(target, _binary(mask)), sidecar)]
 
@@ -371,7 +372,7 @@ def _add_provenance(subject_data: SubjectData, root: Path) -> None:
     if not runs:
         return
     with dataset_lock(root):
-        known = json.loads(path.read_text(encoding="utf-8"))["Runs"] if path.is_file() else []
+        known = read_json_object(path).get("Runs", []) if path.is_file() else []
         for run in runs:
             if _json_safe(run) not in known:
                 append_run(path, _json_safe(run))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lacuna_nipype import __version__
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import write_json, write_table
+from lacuna_nipype.core.files import read_json, write_json, write_table
 from lacuna_nipype.io.derivatives import bids_uri
 from lacuna_nipype.io.group_results import Cohort
 from lacuna_nipype.io.naming import ENTITY_NAMES, build_path
@@ -412,13 +412,11 @@ def join_columns(path: Path | None, columns: Sequence[str], *, layout: str = "bi
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    import json
-
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return {}
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise ValidationError(f"{path} is no JSON; correct it or remove it.") from error
     return content if isinstance(content, dict) else {}
 

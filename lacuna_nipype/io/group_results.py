@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lacuna_nipype.core.exceptions import BidsError, ValidationError
+from lacuna_nipype.core.files import read_json
 from lacuna_nipype.io.derivatives import sidecar_path
 from lacuna_nipype.io.naming import ENTITY_NAMES, parse_entities, split_extension
 
@@ -92,10 +93,10 @@ class ResultFile:
         """
         path = sidecar_path(self.path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except FileNotFoundError:
             return {}
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except ValueError as error:
             raise ValidationError(f"Sidecar {path} is no JSON; make that result again.") from error
         return content if isinstance(content, dict) else {}
 

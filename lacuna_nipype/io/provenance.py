@@ -1,31 +1,17 @@
-"""Where results come from: fingerprints of inputs, versions, and a record per participant."""
+"""Where results come from: versions of software, and a record per participant."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lacuna_nipype import __version__
-from lacuna_nipype.core.files import fingerprint, read_json, write_json
+from lacuna_nipype.core.files import read_json, write_json
 
 PACKAGES = ("nipype", "nibabel", "numpy", "scipy", "h5py", "pandas", "nilearn", "pybids")
-
-
-def combined_fingerprint(paths: Sequence[Path]) -> str:
-    """Fingerprint of several files, in the order given."""
-    return combine_fingerprints([fingerprint(path) for path in paths])
-
-
-def combine_fingerprints(fingerprints: Sequence[str]) -> str:
-    """Fingerprint of several files from those of each; that of a single file stays as it is."""
-    if len(fingerprints) == 1:
-        return fingerprints[0]
-    digest = hashlib.sha256("".join(fingerprints).encode("ascii"))
-    return f"combined-sha256:{digest.hexdigest()}"
 
 
 def software_versions(mrtrix: str | None = None) -> dict[str, str]:

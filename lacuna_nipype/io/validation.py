@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from lacuna_nipype.core.exceptions import BidsError
+from lacuna_nipype.core.files import read_json
 from lacuna_nipype.io.naming import is_label
 
 _DATATYPES = ("anat", "func", "dwi")
@@ -66,7 +66,7 @@ def _description_errors(path: Path, warnings: list[str]) -> list[str]:
     if not path.is_file():
         return [f"{path} is missing."]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         return [f"{path} is not valid JSON: {error}."]
     if not isinstance(content, dict):

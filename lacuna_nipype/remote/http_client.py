@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import logging
 import random
 import threading
@@ -22,6 +21,7 @@ from requests.auth import AuthBase
 
 from lacuna_nipype import __version__
 from lacuna_nipype.core.exceptions import AuthenticationError, DownloadError
+from lacuna_nipype.core.files import parse_json
 from lacuna_nipype.remote.credentials import Secret, Service, key_advice
 from lacuna_nipype.remote.web_addresses import (
     check_address,
@@ -204,15 +204,49 @@ class Client:
         DownloadError
             The address does not exist, is not https, or leads nowhere.
         """
-        response = self._follow(url, header, {"Accept-Encoding": "identity", **(fields or {})})
-        try:
+        with self.follow(url, header=header, fields=fields) as response:
             if response.status_code not in (200, 206, 416):
                 _refuse(response, url, header is not None, service, not_found)
+            yield response
+
+    @contextmanager
+    def follow(
+        self,
+        url: str,
+        *,
+        header: Header | None = None,
+        fields: Mapping[str, str] | None = None,
+    ) -> Iterator[requests.Response]:
+        """Ask for an address once, through its redirects, whatever the answer is.
+
+        Parameters
+        ----------
+        url : str
+        header : Header, optional
+            Key to send.
+        fields : mapping, optional
+            Further fields of the request.
+
+        Yields
+        ------
+        requests.Response
+            Of any status, its body not read yet; see :meth:`read_blocks`.
+
+        Raises
+        ------
+        TemporaryError
+            Another try may help.
+        DownloadError
+            The address is not https, or leads nowhere.
+        """
+        fields = {"Accept-Encoding": "identity", **(fields or {})}
+        response = self._last_answer(url, header, fields)
+        try:
             yield response
         finally:
             response.close()
 
-    def _follow(
+    def _last_answer(
         self, url: str, header: Header | None, fields: Mapping[str, str]
     ) -> requests.Response:
         start, address = url, url
@@ -419,7 +453,7 @@ def _parse(response: requests.Response, blocks: Iterator[bytes], url: str) -> An
     if encoding != "identity":
         raise DownloadError(shown_address(url), f"its answer is encoded as {encoding}.")
     try:
-        return json.loads(content)
+        return parse_json(content)
     except ValueError:
         raise DownloadError(
             shown_address(url), "its answer is not JSON; is the address of the service right?"

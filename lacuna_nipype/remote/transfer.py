@@ -6,7 +6,6 @@ import errno
 import fcntl
 import hashlib
 import io
-import json
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Any
 import requests
 
 from lacuna_nipype.core.exceptions import DownloadError, ValidationError
-from lacuna_nipype.core.files import write_json
+from lacuna_nipype.core.files import read_json, write_json
 from lacuna_nipype.remote.credentials import Service
 from lacuna_nipype.remote.http_client import (
     Client,
@@ -403,7 +402,7 @@ class _Transfer:
 
     def _read_record(self) -> _Record | None:
         try:
-            content = json.loads(self._record_path.read_text(encoding="utf-8"))
+            content = read_json(self._record_path)
             return _Record(**content)
         except (FileNotFoundError, ValueError, TypeError):
             # A record that cannot be read costs a download from the beginning, no more.

@@ -6,6 +6,7 @@ Citations are written as in Pandoc's Markdown: ``[@key; @key]``.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,16 @@ _ATLASES = {
     "schaefer": ("schaefer2018", "yeo2011"),
     "tian": ("tian2020",),
     "hcp1065": ("yeh2022",),
+}
+# By analysis, and whether regions are tested instead of voxels.
+_TESTED = {
+    ("lesion", False): "lesion or none at every voxel",
+    ("fnm", False): "the z of network maps at every voxel",
+    ("snm", False): "the disconnection of every voxel",
+    ("rd", True): "the damage of every region",
+    ("fnm", True): "the mean z of every region",
+    ("afnm", True): "the network score of every region",
+    ("snm", True): "the disconnection of every region",
 }
 _TEMPLATES = {"MNI152NLin6": "evans2012", "MNI152NLin2009": "fonov2011"}
 
@@ -171,12 +182,139 @@ def describe_methods(runs: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(filter(None, paragraphs)) + "\n"
 
 
+def describe_group_methods(
+    sidecars: Sequence[Mapping[str, Any]], software: Mapping[str, str]
+) -> str:
+    """Describe in words how results of a group were made.
+
+    Parameters
+    ----------
+    sidecars : sequence of mapping
+        Of all results, with the entities of each file's name under ``Entities``.
+    software : mapping of str to str
+        Versions, from the record of the run.
+
+    Returns
+    -------
+    str
+        Paragraphs in Markdown; empty where there are no results.
+
+    Raises
+    ------
+    KeyError
+        A sidecar lacks what every one of its kind says.
+    """
+    tested = [own for own in sidecars if "model" in own["Entities"] and "Parameters" in own]
+    paragraphs = [_overlaps([own for own in sidecars if "Threshold" in own])]
+    # Tests of one score may have been made with several settings, by several runs.
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for own in tested:
+        settings = (own["Entities"]["model"], own["Parameters"], own.get("Contrast"))
+        alike.setdefault(json.dumps(settings, sort_keys=True), []).append(own)
+    paragraphs += [_tests(together) for together in alike.values()]
+    if any(paragraphs) and "Python" in software:
+        paragraphs.append(_software({"Software": software}, {}))
+    text = "\n\n".join(filter(None, paragraphs))
+    return f"{text}\n" if text else ""
+
+
+def _overlaps(sidecars: Sequence[Mapping[str, Any]]) -> str:
+    sentences: list[str] = []
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for own in sidecars:
+        desc = own["Entities"]["desc"]
+        kinds.setdefault("lesion" if desc == "overlap" else desc, []).append(own)
+    if "lesion" in kinds:
+        sentences.append(
+            "At every voxel, the participants with a lesion there were counted"
+            f"{_of_how_many(kinds['lesion'])}."
+        )
+    if "fnm" in kinds:
+        rules = sorted((own["Threshold"] for own in kinds["fnm"]), key=lambda r: -r["Value"])
+        signs = {"above": ">", "below": "<"}
+        limits = dict.fromkeys(f"t {signs[r['Comparison']]} {r['Value']:g}" for r in rules)
+        sentences.append(
+            "The functional network map of every lesion was thresholded at "
+            f"{join_words(list(limits))}, and the share of the lesions whose map passes the "
+            f"threshold was computed at every voxel{_of_how_many(kinds['fnm'])} [@boes2015]."
+        )
+    if "snm" in kinds:
+        least = kinds["snm"][0]["Threshold"]["Value"]
+        sentences.append(
+            f"Likewise, the share of the lesions that cut at least {least:g} % of the streamlines "
+            f"through a voxel was computed{_of_how_many(kinds['snm'])}."
+        )
+    return f"**Overlap.** {' '.join(sentences)}" if sentences else ""
+
+
+def _of_how_many(sidecars: Sequence[Mapping[str, Any]]) -> str:
+    return f" ({_range([int(own['NumberOfParticipants']) for own in sidecars])})"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least} participants" if least == most else f"{least} to {most} participants"
+
+
+def _tests(sidecars: Sequence[Mapping[str, Any]]) -> str:
+    first = sidecars[0]
+    asked = first["Parameters"]
+    values = [
+        words
+        for (desc, of_regions), words in _TESTED.items()
+        if any(
+            own["Entities"]["desc"] == desc
+            and (own["Entities"]["suffix"] == "parcelstats") == of_regions
+            for own in sidecars
+        )
+    ]
+    tested = f"the score {asked['Tested']}"
+    if "Contrast" in first:
+        tested = f"the groups of {asked['Tested']} ({first['Contrast']})"
+    covariates = [
+        str(name).replace("lesion_volume_ml", "the volume of the lesion")
+        for name in asked["Covariates"]
+    ]
+    beside = f" and, as covariates, {join_words(covariates)}" if covariates else ""
+    what = join_words(values)
+    n = _range([int(own["NumberOfParticipants"]) for own in sidecars])
+    model = (
+        f"**Association with {asked['Tested']}.** {what[0].upper()}{what[1:]} were explained by "
+        f"{tested} in a linear model with an intercept{beside} ({n})."
+    )
+    permutations = (
+        f"Two-sided p values come from {asked['Permutations']:,} permutations (seed "
+        f"{asked['Seed']}) of what the covariates leave of the score, after Freedman and Lane as "
+        "implemented by permuted_ols of nilearn [@freedman1983; @winkler2014; @abraham2014]."
+    )
+    correction = (
+        "They were corrected for all voxels or all regions of a test by the distribution of the "
+        "largest |t|, which controls the family-wise error [@nichols2002]."
+    )
+    sentences = [model, permutations, correction]
+    if asked["TFCE"]:
+        sentences.append(
+            "Maps were also tested after threshold-free cluster enhancement [@smith2009]."
+        )
+    sparse = {"lesion", "rd", "snm"} & {own["Entities"]["desc"] for own in sidecars}
+    if sparse:
+        sentences.append(
+            "Of lesion masks, damage and disconnection, voxels and regions were tested that are "
+            f"touched in at least {asked['MinimumOverlapPercent']:g} % of the participants."
+        )
+    left = {name for own in sidecars for name in own.get("ParticipantsLeftOut", {})}
+    if left:
+        are = "participant was" if len(left) == 1 else "participants were"
+        sentences.append(f"{len(left)} {are} left out for want of values.")
+    return " ".join(sentences)
+
+
 def _masks(last: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> str:
     inputs = [item for item in last["Inputs"] if item.get("SpaceName")]
     spaces = sorted({str(item["SpaceName"]) for item in inputs})
     if not spaces:
         return ""
-    placed = _and([f"{space}{_cite(_template_keys(space))}" for space in spaces])
+    placed = join_words([f"{space}{_cite(_template_keys(space))}" for space in spaces])
     sentences = [
         f"**Lesion masks.** Binary lesion masks were analysed in the standard space {placed}."
     ]
@@ -213,7 +351,7 @@ def _atlases(runs: Mapping[str, Mapping[str, Any]]) -> str:
         f"{name} ({atlas['SpaceName']}){_cite(_keys(_ATLASES, atlas))}"
         for name, atlas in sorted(atlases.items())
     ]
-    return f"**Regions.** Values were summarised over the regions of {_and(named)}."
+    return f"**Regions.** Values were summarised over the regions of {join_words(named)}."
 
 
 def _damage(analysis: Mapping[str, Any], run: Mapping[str, Any]) -> str:
@@ -348,10 +486,11 @@ def _software(last: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) ->
     ]
     return (
         f"**Software.** lacuna-nipype {versions['lacuna-nipype']} on Python {versions['Python']}, "
-        f"with {_and(tools)}. Inputs and outputs follow the Brain Imaging Data Structure "
+        f"with {join_words(tools)}. Inputs and outputs follow the Brain Imaging Data Structure "
         "[@gorgolewski2016]."
     )
 
 
-def _and(items: Sequence[str]) -> str:
+def join_words(items: Sequence[str]) -> str:
+    """Write a list as words: ``a, b and c``."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -7,6 +7,7 @@ import, which is why that is done in functions.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -52,6 +53,8 @@ class MapStyle:
         symmetric, its start otherwise.
     symmetric : bool
         The colour map runs from minus the maximum.
+    whole : bool
+        The values are counts: no fraction is written at the colour bar.
     """
 
     title: str
@@ -61,6 +64,7 @@ class MapStyle:
     two_sided: bool = False
     colours: str = "cold_hot"
     symmetric: bool = True
+    whole: bool = False
 
     @property
     def minimum(self) -> float:
@@ -400,10 +404,13 @@ def _glass(figure: Any, image: Any, box: tuple[float, ...], **options: Any) -> N
     """Draw four views and say from where each is seen."""
     from nilearn.plotting import plot_glass_brain
 
-    display = plot_glass_brain(
-        image, display_mode="lyrz", figure=figure, axes=box, black_bg=True, colorbar=False,
-        annotate=True, **options,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        # A hemisphere may hold nothing; that is no news.
+        warnings.filterwarnings("ignore", message="empty mask")
+        display = plot_glass_brain(
+            image, display_mode="lyrz", figure=figure, axes=box, black_bg=True, colorbar=False,
+            annotate=True, **options,
+        )  # fmt: skip
     sides = {"l": "left side", "y": "from behind", "r": "right side", "z": "from above"}
     for direction, words in sides.items():
         axes = display.axes[direction].ax
@@ -427,7 +434,7 @@ def _colour_bar(figure: Any, style: MapStyle) -> None:
     axes.axhspan(low, style.threshold, color="#4a4a4a")
     if not style.two_sided:
         axes.set_ylim(0, style.maximum)
-    bar.locator = mpl.ticker.MaxNLocator(6, steps=[1, 2, 5, 10])
+    bar.locator = mpl.ticker.MaxNLocator(6, steps=[1, 2, 5, 10], integer=style.whole)
     _dress_bar(bar, style.label)
 
 

@@ -1,4 +1,4 @@
-"""One HTML page of a participant: everything in one file, without anything from a network."""
+"""HTML pages: everything in one file, without anything from a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lacuna_nipype.reports.boilerplate import (
 )
 from lacuna_nipype.reports.results import RunRecords
 from lacuna_nipype.reports.sections import TITLES, LesionSection, Picture
-from lacuna_nipype.reports.tables import RegionTable, column_name
+from lacuna_nipype.reports.tables import SortableTable, sortable_regions
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -75,33 +75,100 @@ def render_page(
     str
         HTML.
     """
-    references = cited_references(methods)
-    return _template().render(
+    return _render(
+        "report.html.jinja",
+        output_dir,
+        methods,
         participant=participant,
-        version=__version__,
         digest=digest,
         sections=sections,
         messages=messages,
-        methods=[_inline(text) for text in methods.strip().split("\n\n") if text],
-        references=references,
-        methods_file=data_address(methods, "text/markdown"),
-        bib_file=data_address(bibtex(references), "text/plain"),
         runs=_runs(records),
-        titles=TITLES,
-        table_view=table_view,
-        image=_image,
-        relative=lambda path: path.relative_to(output_dir).as_posix(),
+        table_view=sortable_regions,
     )
+
+
+def render_group_page(
+    content: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]],
+    messages: Sequence[Message],
+    *,
+    methods: str,
+    output_dir: Path,
+    digest: str,
+) -> str:
+    """Write the page of the group.
+
+    Parameters
+    ----------
+    content : mapping
+        ``n_participants``, ``overview``, ``overlaps``, ``models`` and ``people``, see
+        :mod:`lacuna_nipype.reports.group`.
+    runs : sequence of mapping
+        Records of the runs that the results come from, the last one first, with what each made
+        under ``Made``.
+    messages : sequence of Message
+    methods : str
+        Text of the methods, in Markdown; empty where nothing is known of them.
+    output_dir : Path
+        Links to results are relative to it.
+    digest : str
+        Stands for everything that the page was made of.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
+    described = [
+        {
+            "record": {**dict.fromkeys(("RunID", "Started", "Ended", "CommandLine"), ""), **run},
+            "made_word": "Results",
+            "made": run["Made"],
+            "parameters": _changed(run.get("Parameters", {})),
+            "hashes": [],
+        }
+        for run in runs
+    ]
+    return _render(
+        "group.html.jinja", output_dir, methods, runs=described, messages=messages,
+        digest=digest, **content,
+    )  # fmt: skip
+
+
+def _render(name: str, output_dir: Path, methods: str, **content: Any) -> str:
+    """Fill a template that goes into the frame of all pages."""
+    references = cited_references(methods)
+    text: str = (
+        _environment()
+        .get_template(name)
+        .render(
+            version=__version__,
+            methods=[_inline(text) for text in methods.strip().split("\n\n") if text],
+            references=references,
+            methods_file=data_address(methods, "text/markdown"),
+            bib_file=data_address(bibtex(references), "text/plain"),
+            image=_image,
+            address=_table_address,
+            relative=lambda path: path.relative_to(output_dir).as_posix(),
+            **content,
+        )
+    )
+    return text
 
 
 @cache
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
+def _environment() -> Any:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(load_text("report.html.jinja"))
+    return Environment(
+        loader=FunctionLoader(load_text), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def _table_address(table: SortableTable) -> str:
+    return data_address(table.content, "text/tab-separated-values")
 
 
 def data_address(text: str, kind: str) -> str:
@@ -143,52 +210,6 @@ def _links(references: Iterable[Reference]) -> list[Markup]:
     return [link.format(reference.key, reference.short) for reference in references]
 
 
-def table_view(table: RegionTable) -> dict[str, Any]:
-    """Prepare a table of regions for the page.
-
-    Parameters
-    ----------
-    table : RegionTable
-
-    Returns
-    -------
-    dict
-        ``columns`` of (title, explanation, is a number), ``rows`` of cells, each (text, number
-        to sort by or None), and ``file``: the whole table as the address of a TSV.
-    """
-    frame = table.frame
-    columns: list[tuple[str, str, str, bool]] = [("name", "Region", "", False)]
-    if "network" in frame:
-        columns.append(("network", "Network", "", False))
-    if "volume_ml" in frame:
-        columns.append(("volume_ml", "Volume (ml)", "Volume of the region.", True))
-    columns += [
-        (column_name(q), q.title[0].upper() + q.title[1:] if len(q.title) > 1 else q.title,
-         table.description.get(column_name(q), ""), True)
-        for q in table.quantities
-    ]  # fmt: skip
-    values = [frame[column].tolist() for column, *_ in columns]
-    numeric = [is_number for *_, is_number in columns]
-    rows = [
-        [_cell(value, is_number) for value, is_number in zip(row, numeric, strict=True)]
-        for row in zip(*values, strict=True)
-    ]
-    whole = frame.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.10g")
-    return {
-        "columns": [(title, text, is_number) for _, title, text, is_number in columns],
-        "rows": rows,
-        "file": data_address(whole, "text/tab-separated-values"),
-    }
-
-
-def _cell(value: Any, is_number: bool) -> tuple[str, float | None]:
-    if not is_number:
-        return str(value), None
-    if value != value:
-        return "n/a", None
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}", float(f"{value:.6g}")
-
-
 def _runs(records: RunRecords) -> list[dict[str, Any]]:
     """Describe the runs that the results come from, the last one first."""
     used: dict[str, list[str]] = {}
@@ -198,7 +219,8 @@ def _runs(records: RunRecords) -> list[dict[str, Any]]:
     return [
         {
             "record": by_id[run_id],
-            "analyses": [TITLES[analysis] for analysis in analyses],
+            "made_word": "Analyses",
+            "made": ", ".join(TITLES[analysis] for analysis in analyses),
             "parameters": _changed(by_id[run_id]["Parameters"]),
             "hashes": _hashes(by_id[run_id]),
         }
@@ -210,7 +232,10 @@ def _changed(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Parameters that are set to something, as text."""
     shown = []
     for name, value in parameters.items():
-        if value in (None, [], False):
+        if value in (None, [], {}, False):
+            continue
+        if isinstance(value, dict):
+            shown += [(f"{name}: {key}", text) for key, text in _changed(value)]
             continue
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         shown.append((name, text))

@@ -88,7 +88,7 @@ def write_participant_report(
         outcome = read_outcomes(output_dir).get(participant, {})
     lesions = find_results(output_dir, participant)
     digest = _digest(output_dir, participant, lesions, outcome)
-    if not again and _is_current(path, digest):
+    if not again and is_current(path, digest, path.with_suffix("") / "figures"):
         return WrittenReport(participant, path, written=False)
     problems, page = _make_page(output_dir, participant, lesions, outcome, digest)
     with atomic_path(path) as temporary:
@@ -160,12 +160,26 @@ def _digest(
     return hashlib.sha256(content.encode("utf-8")).hexdigest()
 
 
-def _is_current(path: Path, digest: str) -> bool:
+def is_current(path: Path, digest: str, figures: Path) -> bool:
+    """Tell whether a page was made of what it would be made of now, and has its figures.
+
+    Parameters
+    ----------
+    path : Path
+        The page.
+    digest : str
+        Stands for everything that it is made of.
+    figures : Path
+        Folder.
+
+    Returns
+    -------
+    bool
+    """
     if not path.is_file():
         return False
     with path.open("rb") as stream:
         match = _DIGEST.search(stream.read(2048))
-    figures = path.with_suffix("") / "figures"
     return match is not None and match[1].decode() == digest and figures.is_dir()
 
 

@@ -33,13 +33,18 @@ class ResultFile:
     path: Path
     entities: Mapping[str, str]
 
-    @cached_property
-    def sidecar(self) -> dict[str, Any]:
-        """Content of the JSON beside it; empty where there is none."""
+    @property
+    def sidecar_path(self) -> Path:
+        """JSON beside it, which may be missing."""
         name = self.path.name
         for extension in _EXTENSIONS:
             name = name.removesuffix(extension)
-        return read_json(self.path.with_name(f"{name}.json"))
+        return self.path.with_name(f"{name}.json")
+
+    @cached_property
+    def sidecar(self) -> dict[str, Any]:
+        """Content of the JSON beside it; empty where there is none."""
+        return read_json(self.sidecar_path)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def find_results(output_dir: Path, participant: str) -> list[LesionResults]:
     for path in sorted((output_dir / f"sub-{participant}").glob("**/anat/sub-*_label-*")):
         if path.suffix == ".json" and not path.name.endswith("_stats.json"):
             continue
-        entities = _entities(path.name)
+        entities = file_entities(path.name)
         identity = tuple(entities.get(key, "") for key in _IDENTITY)
         found.setdefault(identity, []).append(ResultFile(path, entities))
     return [
@@ -168,7 +173,8 @@ def _lesion(
     return LesionResults("_".join(parts), entities, tuple(files))
 
 
-def _entities(name: str) -> dict[str, str]:
+def file_entities(name: str) -> dict[str, str]:
+    """Take the name of a result apart: values by their keys, and ``suffix``."""
     stem, *_ = name.split(".")
     *pairs, suffix = stem.split("_")
     return {**dict(pair.split("-", 1) for pair in pairs if "-" in pair), "suffix": suffix}

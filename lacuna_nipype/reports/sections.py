@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.masks import hemisphere_of, left_share, lesion_points
 from lacuna_nipype.core.spaces import Grid
 from lacuna_nipype.reports import figures
@@ -19,6 +21,7 @@ from lacuna_nipype.reports.results import LesionResults, ResultFile
 from lacuna_nipype.reports.tables import (
     MatrixPicture,
     RegionTable,
+    SortableTable,
     matrix_pictures,
     region_tables,
 )
@@ -58,6 +61,26 @@ class Picture:
     caption: str
 
 
+class Bar(NamedTuple):
+    """Value of one region.
+
+    Parameters
+    ----------
+    name, value : str
+    length : float
+        Per cent of the longest.
+    negative : bool
+    marked : bool
+        Stands out, such as a value that is significant.
+    """
+
+    name: str
+    value: str
+    length: float
+    negative: bool
+    marked: bool = False
+
+
 @dataclass(frozen=True)
 class Bars:
     """Regions with the largest values of one quantity.
@@ -65,13 +88,15 @@ class Bars:
     Parameters
     ----------
     title, unit : str
-    rows : tuple of (str, str, float, bool)
-        Region, value as text, length of the bar in per cent, whether the value is negative.
+    rows : tuple of Bar
+    note : str
+        What marked ones are; empty where none are to be marked.
     """
 
     title: str
     unit: str
-    rows: tuple[tuple[str, str, float, bool], ...]
+    rows: tuple[Bar, ...]
+    note: str = ""
 
 
 @dataclass
@@ -84,6 +109,9 @@ class Analysis:
     facts : list of (str, str)
     pictures : list of Picture
     bars : list of Bars
+    tables : list of SortableTable
+    files : list of Path
+        Results that it is about.
     remarks : list of str
         What a reader must know to read the figures rightly.
     missing : list of str
@@ -97,6 +125,8 @@ class Analysis:
     facts: list[tuple[str, str]] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     bars: list[Bars] = field(default_factory=list)
+    tables: list[SortableTable] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -147,9 +177,9 @@ def lesion_section(
     mask = Analysis("lesion", "Lesion")
     section = LesionSection(lesion, mask)
     shown = _Shown(lesion, folder)
-    _attempt(mask, "The lesion", lambda: _describe_lesion(mask, shown))
+    attempt(mask, "The lesion", lambda: _describe_lesion(mask, shown))
     tables: list[RegionTable] = []
-    _attempt(mask, "The tables of regions", lambda: tables.extend(region_tables(lesion)))
+    attempt(mask, "The tables of regions", lambda: tables.extend(region_tables(lesion)))
     section.tables = tables
     describe = {"rd": _damage, "fnm": _functional, "afnm": _by_regions, "snm": _structural}
     for key, title in TITLES.items():
@@ -161,13 +191,22 @@ def lesion_section(
         if not made:
             analysis.missing.append("There are no results of this analysis.")
             continue
-        _attempt(analysis, title, lambda: describe[key](analysis, shown))  # noqa: B023
+        attempt(analysis, title, lambda: describe[key](analysis, shown))  # noqa: B023
         analysis.bars = [bars for table in tables for bars in _bars(table, key)]
     return section
 
 
-def _attempt(part: Analysis, what: str, make: Callable[[], None]) -> None:
-    """Do one part; whatever is wrong with its files, the others are still shown."""
+def attempt(part: Analysis, what: str, make: Callable[[], None]) -> None:
+    """Do one part of a page; whatever is wrong with its files, the others are still shown.
+
+    Parameters
+    ----------
+    part : Analysis
+        Is told what cannot be shown.
+    what : str
+        Start of that sentence.
+    make : callable
+    """
     try:
         make()
     except Exception as error:
@@ -211,7 +250,7 @@ def _describe_lesion(part: Analysis, shown: _Shown) -> None:
     n_voxels = int(shown.data.sum())
     volume = n_voxels * float(np.prod(sizes)) / 1000
     part.facts += [
-        ("Volume", f"{_number(volume)} ml ({n_voxels:,} voxels of {size} mm)"),
+        ("Volume", f"{number_text(volume)} ml ({n_voxels:,} voxels of {size} mm)"),
         ("Space", str(shown.file.entities.get("space", "not known"))),
     ]
     sources = [str(source).rpartition("/")[2] for source in sidecar.get("Sources", [])]
@@ -264,7 +303,7 @@ def _draw_lesion(part: Analysis, shown: _Shown, sidecar: Mapping[str, Any]) -> N
 def _resampling(account: Mapping[str, Any]) -> str:
     text = (
         f"{account['VoxelsBefore']:,} to {account['VoxelsAfter']:,} voxels, "
-        f"{_number(account['VolumeMLBefore'])} to {_number(account['VolumeMLAfter'])} ml"
+        f"{number_text(account['VolumeMLBefore'])} to {number_text(account['VolumeMLAfter'])} ml"
     )
     if account.get("CentreShiftMM") is not None:
         text += f", centre moved by {account['CentreShiftMM']:.1f} mm"
@@ -303,7 +342,7 @@ def _functional(part: Analysis, shown: _Shown) -> None:
         return
     stats = file.sidecar.get("Statistics", {})
     _seed_facts(part, file)
-    image, values = _load(file)
+    image, values = load_map(file)
     strongest = _strongest(values, _valid(shown, values.shape), stats.get("TThreshold"), quantity)
     if strongest is None:
         part.remarks.append("The map is zero everywhere, so there is nothing to draw.")
@@ -315,7 +354,7 @@ def _functional(part: Analysis, shown: _Shown) -> None:
         f"Functional network of the lesion, {quantity} map", unit, threshold, maximum,
         two_sided=bool((values <= -threshold).any()),
     )  # fmt: skip
-    said = f"Shown: |{quantity}| \u2265 {_number(threshold)}, {why}. "
+    said = f"Shown: |{quantity}| \u2265 {number_text(threshold)}, {why}. "
     _draw_functional(part, shown, image, style, said, quantity)
     if (stats.get("NumberOfSubjects") or 0) >= MANY_SUBJECTS:
         part.remarks.append(
@@ -368,7 +407,7 @@ def _draw_functional(
     where = "x {:.0f}, y {:.0f}, z {:.0f} mm".format(*point)
     part.facts.append(
         (f"Strongest more than {PEAK_DISTANCE_MM:.0f} mm from the lesion",
-         f"{quantity} = {_number(value)} at {where}")
+         f"{quantity} = {number_text(value)} at {where}")
     )  # fmt: skip
     figures.draw_map_peak(image, style, point, peak_path, lesion=shown.outline)
     part.pictures += [
@@ -397,14 +436,10 @@ def _structural(part: Analysis, shown: _Shown) -> None:
         part.facts.append(("Tractogram", str(name)))
     if "Streamlines" in stats:
         hit, total = stats["StreamlinesHit"], stats["Streamlines"]
+        cut = f"{count_text(hit)} of {count_text(total)}"
+        part.facts.append(("Streamlines cut", f"{cut} ({stats['StreamlinesHitPercent']:.1f} %)"))
         part.facts.append(
-            (
-                "Streamlines cut",
-                f"{_count(hit)} of {_count(total)} ({stats['StreamlinesHitPercent']:.1f} %)",
-            )
-        )
-        part.facts.append(
-            ("At least half disconnected", f"{_number(stats['VolumeHalfDisconnectedML'])} ml")
+            ("At least half disconnected", f"{number_text(stats['VolumeHalfDisconnectedML'])} ml")
         )
     if file is None:
         part.missing.append("There is no disconnection map.")
@@ -415,7 +450,7 @@ def _structural(part: Analysis, shown: _Shown) -> None:
 
 
 def _draw_structural(part: Analysis, shown: _Shown, file: ResultFile) -> None:
-    image, values = _load(file)
+    image, values = load_map(file)
     if not (values >= DISCONNECTION_SHOWN_PCT).any():
         part.remarks.append("The lesion cuts no streamline, so there is nothing to draw.")
         return
@@ -459,7 +494,10 @@ def _draw_matrix(part: Analysis, shown: _Shown, picture: MatrixPicture) -> None:
     edges, affected = picture.statistics.get("Edges"), picture.statistics.get("EdgesAffected")
     if edges is not None and affected is not None:
         part.facts.append(
-            (f"Connections affected, {picture.name}", f"{_count(affected)} of {_count(edges)}")
+            (
+                f"Connections affected, {picture.name}",
+                f"{count_text(affected)} of {count_text(edges)}",
+            )
         )
 
 
@@ -528,17 +566,63 @@ def _valid(shown: _Shown, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
     file = shown.lesion.newest("statmap", "fnm", "valid")
     if file is None:
         return None
-    valid = _load(file)[1] > 0
+    valid = load_map(file)[1] > 0
     return valid if valid.shape == shape else None
 
 
-def _load(file: ResultFile) -> tuple[Any, NDArray[np.float32]]:
-    """Read a map; NaN, which these files should not hold, would hide whole figures."""
+def load_map(file: ResultFile) -> tuple[Any, NDArray[np.float32]]:
+    """Read a map; NaN, which these files should not hold, would hide whole figures.
+
+    Parameters
+    ----------
+    file : ResultFile
+
+    Returns
+    -------
+    image : nibabel image
+    values : array of float32, three dimensions
+        Its data.
+
+    Raises
+    ------
+    ValidationError
+        The file is damaged, or is no map.
+    """
     import nibabel as nb
 
-    image: Any = nb.load(file.path)
-    values = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32), posinf=0.0, neginf=0.0)
-    return nb.Nifti1Image(values, image.affine), values
+    affine, data = read_volume(file.path)
+    values = np.nan_to_num(data.astype(np.float32), posinf=0.0, neginf=0.0)
+    return nb.Nifti1Image(values, affine), values
+
+
+def read_volume(path: Path) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Read an image of three dimensions.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    affine : array, shape (4, 4)
+    data : array, three dimensions
+
+    Raises
+    ------
+    ValidationError
+        The file is damaged, or has other dimensions.
+    """
+    import nibabel as nb
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        image: Any = nb.load(path)
+        data = np.asanyarray(image.dataobj)
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValidationError(f"{path} is damaged; make it again.") from error
+    if data.ndim != 3:
+        raise ValidationError(f"{path} has {data.ndim} dimensions; a map has three.")
+    return image.affine, data
 
 
 def _stats(shown: _Shown, analysis: str) -> dict[str, Any]:
@@ -562,7 +646,7 @@ def _bars(table: RegionTable, key: str) -> list[Bars]:
                 f"{quantity.phrase}, {table.name}",
                 quantity.title,
                 tuple(
-                    (name, _number(value), round(100 * abs(value) / longest, 1), value < 0)
+                    Bar(name, number_text(value), round(100 * abs(value) / longest, 1), value < 0)
                     for name, value in rows
                 ),
             )
@@ -570,13 +654,14 @@ def _bars(table: RegionTable, key: str) -> list[Bars]:
     return made
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     """Three digits, as a reader wants them."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
-def _count(value: Any) -> str:
+def count_text(value: Any) -> str:
+    """Write a number of streamlines, which weights may make a fraction."""
     number = float(value)
     return f"{number:,.0f}" if number.is_integer() else f"{number:,.1f}"

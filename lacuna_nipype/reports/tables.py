@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,123 @@ from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.reports.results import LesionResults, ResultFile
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
 OTHER = "other"
 _ATLAS = ("atlas", "seg", "scale")
 # As Schaefer's parcellations write hemisphere and network into the name of a region.
 _NETWORK = re.compile(r"^\d+Networks_[LR]H_([A-Za-z0-9]+)(?:_|$)")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table on a page.
+
+    Parameters
+    ----------
+    title : str
+    text : str
+        What it holds, for those who point at the heading; may be empty.
+    is_number : bool
+        Sorted by number.
+    wraps : bool
+        Holds sentences.
+    """
+
+    title: str
+    text: str = ""
+    is_number: bool = False
+    wraps: bool = False
+
+    @property
+    def style(self) -> str:
+        """Attribute of its cells."""
+        name = "number" if self.is_number else "words" if self.wraps else ""
+        return f' class="{name}"' if name else ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table on a page.
+
+    Parameters
+    ----------
+    text : str
+    number : float or None
+        To sort by; None where there is none.
+    link : str
+        Address of a page; only the first cell of a row has one.
+    """
+
+    text: str
+    number: float | None = None
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class SortableTable:
+    """A table on a page: to sort, and to take along.
+
+    Parameters
+    ----------
+    title, what, caption : str
+        Heading; what it is in a few words; a sentence above it.
+    columns : tuple of Column
+    rows : tuple of tuple of Cell
+        The first cell is the heading of the row.
+    content : str
+        The whole table with all digits, tab-separated.
+    file_name : str
+        Under which it is offered.
+    """
+
+    title: str
+    what: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    content: str
+    file_name: str
+
+
+def number_cell(value: float) -> Cell:
+    """Cell of a number with three digits, as a reader wants them."""
+    if value != value:
+        return Cell("n/a")
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return Cell(text, float(f"{value:.6g}"))
+
+
+def frame_content(frame: pd.DataFrame) -> str:
+    """Write a table with all its digits as text with tabs."""
+    text: str = frame.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.10g")
+    return text
+
+
+def frame_rows(frame: pd.DataFrame, numeric: Sequence[bool]) -> tuple[tuple[Cell, ...], ...]:
+    """Turn a table into cells.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    numeric : sequence of bool
+        Which of its columns hold numbers.
+
+    Returns
+    -------
+    tuple of tuple of Cell
+    """
+    values = [frame[column].tolist() for column in frame.columns]
+
+    def cell(value: Any, is_number: bool) -> Cell:
+        return number_cell(value) if is_number else Cell(str(value))
+
+    return tuple(
+        tuple(cell(value, is_number) for value, is_number in zip(row, numeric, strict=True))
+        for row in zip(*values, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -105,6 +216,40 @@ def column_name(quantity: Quantity) -> str:
     return f"{quantity.analysis}_{quantity.stat}"
 
 
+def sortable_regions(table: RegionTable, key: str) -> SortableTable:
+    """Prepare a table of regions for the page.
+
+    Parameters
+    ----------
+    table : RegionTable
+    key : str
+        Of the lesion, for the name of the file.
+
+    Returns
+    -------
+    SortableTable
+    """
+    frame = table.frame
+    columns = {"name": Column("Region")}
+    if "network" in frame:
+        columns["network"] = Column("Network")
+    if "volume_ml" in frame:
+        columns["volume_ml"] = Column("Volume (ml)", "Volume of the region.", is_number=True)
+    for quantity in table.quantities:
+        name, title = column_name(quantity), quantity.title
+        title = title[0].upper() + title[1:] if len(title) > 1 else title
+        columns[name] = Column(title, table.description.get(name, ""), is_number=True)
+    return SortableTable(
+        f"All regions of {table.name}",
+        "Table of regions",
+        f"{len(frame)} regions.",
+        tuple(columns.values()),
+        frame_rows(frame[list(columns)], [column.is_number for column in columns.values()]),
+        frame_content(frame),
+        f"{key}_{table.name}.tsv",
+    )
+
+
 def network_of(region: str) -> str | None:
     """Network that a region belongs to, where its name says so.
 
@@ -159,7 +304,7 @@ def _region_table(files: dict[tuple[str, str], ResultFile]) -> RegionTable:
     for quantity in quantities:
         file = files[quantity.analysis, quantity.stat]
         column = column_name(quantity)
-        own = _read_table(file, quantity.stat).rename(columns={quantity.stat: column})
+        own = read_table(file.path, "name", quantity.stat).rename(columns={quantity.stat: column})
         description[column] = file.sidecar.get("Description", "")
         keys = [name for name in ("index", "name", "volume_ml") if name in own]
         if merged is None:
@@ -178,24 +323,46 @@ def _region_table(files: dict[tuple[str, str], ResultFile]) -> RegionTable:
     values = [column_name(quantity) for quantity in quantities]
     order = [key for key in ("index", "name", "network", "volume_ml") if key in merged]
     merged = merged[[*order, *values]]
-    return RegionTable(_atlas_name(first), quantities, merged, description)
+    return RegionTable(atlas_name(first), quantities, merged, description)
 
 
-def _read_table(file: ResultFile, stat: str) -> pd.DataFrame:
+def read_table(path: Path, *columns: str) -> pd.DataFrame:
+    """Read a table of results.
+
+    Parameters
+    ----------
+    path : Path
+        Tab-separated.
+    *columns : str
+        What it has to hold.
+
+    Returns
+    -------
+    DataFrame
+        Names as text, ``n/a`` as NaN.
+
+    Raises
+    ------
+    ValidationError
+        The table is damaged, or lacks a column.
+    """
     import pandas as pd
 
     try:
-        table = pd.read_csv(file.path, sep="\t", na_values=["n/a"], dtype={"name": str})
+        table = pd.read_csv(
+            path, sep="\t", keep_default_na=False, na_values=["n/a", ""],
+            dtype={"name": str, "cluster_id": str},
+        )  # fmt: skip
     except (ValueError, OSError) as error:
-        raise ValidationError(f"{file.path} cannot be read; remove it and run again.") from error
-    if not {"name", stat} <= set(table.columns):
-        raise ValidationError(
-            f"{file.path} lacks a column (name or {stat}); remove it and run again."
-        )
+        raise ValidationError(f"{path} cannot be read; remove it and run again.") from error
+    lacking = [column for column in columns if column not in table]
+    if lacking:
+        raise ValidationError(f"{path} lacks a column ({lacking[0]}); remove it and run again.")
     return table
 
 
-def _atlas_name(file: ResultFile) -> str:
+def atlas_name(file: ResultFile) -> str:
+    """Name of the atlas of a table or matrix."""
     named = file.sidecar.get("Atlas", {}).get("Name")
     return str(named or file.entities.get("atlas", "atlas"))
 
@@ -246,7 +413,7 @@ def matrix_pictures(lesion: LesionResults) -> list[MatrixPicture]:
         if full is not None:
             values = np.where(_read_matrix(full)[1] > 0, values, np.nan)
         order, blocks = order_by_network(names)
-        name = _atlas_name(file)
+        name = atlas_name(file)
         statistics = file.sidecar.get("Statistics", {}).get("Matrices", {}).get(name, {})
         pictures.append(MatrixPicture(name, values[np.ix_(order, order)], blocks, statistics))
     return pictures

@@ -269,6 +269,10 @@ def _tractogram_wf(tractogram, resolution, options, outputs, omp_nthreads) -> pe
     )
 
 
+# Grids that atlases are brought to, for the estimates of what that takes.
+_GRIDS = {"fnm": "functional", "snm": "structural"}
+
+
 class _Parcels:
     """Nodes that prepare every atlas where an analysis needs it, each made once."""
 
@@ -301,6 +305,7 @@ class _Parcels:
                 name=f"{key}_atlas_{number}",
                 mem_gb=1.0,
             )
+            prepare.plugin_args = {"grid": _GRIDS.get(analysis, "masks")}
             transforms = atlas.get("transforms", {}).get(space, ())
             if transforms:
                 prepare.inputs.transforms = [_absolute(path) for path in transforms]

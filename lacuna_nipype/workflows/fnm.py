@@ -123,16 +123,21 @@ def init_fnm_wf(
     )
     # A buffer, so that the graph can be built before the files are there.
     connectome = pe.Node(
-        niu.IdentityInterface(fields=["files", "first", "fingerprints", "sources"]),
+        niu.IdentityInterface(
+            fields=["files", "first", "fingerprints", "first_fingerprint", "sources"]
+        ),
         name="connectome",
     )
     connectome.inputs.trait_set(files=files, first=files[0])
     brain = pe.Node(ConnectomeMask(), name="brain", mem_gb=0.5)
     seeds = pe.MapNode(ResampleMask(), iterfield=["in_file"], name="seeds", mem_gb=0.5)
-    per_file = [("files", "connectome_file")]
+    per_file, first = [("files", "connectome_file")], [("first", "connectome_file")]
     if fingerprints:
-        connectome.inputs.fingerprints = list(fingerprints)
+        connectome.inputs.trait_set(
+            fingerprints=list(fingerprints), first_fingerprint=fingerprints[0]
+        )
         per_file.append(("fingerprints", "fingerprint"))
+        first.append(("first_fingerprint", "fingerprint"))
     correlate = pe.MapNode(
         CorrelateBatch(memory_gb=memory_gb),
         iterfield=[own for _, own in per_file],
@@ -145,9 +150,9 @@ def init_fnm_wf(
     reduce_ = pe.Node(ReduceCorrelation(), name="reduce", mem_gb=1.0)
     workflow.connect(
         [
-            (connectome, brain, [("first", "connectome_file")]),
+            (connectome, brain, list(first)),
             (connectome, correlate, list(per_file)),
-            (connectome, reduce_, [("first", "connectome_file")]),
+            (connectome, reduce_, list(first)),
             (inputnode, seeds, [("mask_files", "in_file")]),
             (brain, seeds, [("out_file", "reference")]),
             (correlate, reduce_, [("out_file", "partial_files")]),
@@ -166,7 +171,7 @@ def init_fnm_wf(
         workflow.connect(seeds, "out_file", correlate, "mask_files")
     elif method == "pini":
         select = _connect_selection(
-            workflow, connectome, per_file, seeds, correlate, outputnode, pini_percentile
+            workflow, connectome, (per_file, first), seeds, correlate, outputnode, pini_percentile
         )
     else:
         raise ValueError(f"method is boes or pini, not {method!r}.")
@@ -196,9 +201,10 @@ def _absolute(paths: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def _connect_selection(
-    workflow, connectome, per_file, seeds, correlate, outputnode, percentile
+    workflow, connectome, fields, seeds, correlate, outputnode, percentile
 ) -> pe.Node:
     """Put the choice of voxels between the lesions and the pass."""
+    per_file, first = fields
     relate = pe.MapNode(
         SeedCorrelations(),
         iterfield=[own for _, own in per_file],
@@ -211,7 +217,7 @@ def _connect_selection(
     workflow.connect(
         [
             (connectome, relate, list(per_file)),
-            (connectome, select, [("first", "connectome_file")]),
+            (connectome, select, list(first)),
             (seeds, relate, [("out_file", "mask_files")]),
             (seeds, select, [("out_file", "mask_files")]),
             (relate, select, [("out_file", "seed_files")]),

@@ -144,6 +144,8 @@ def init_lesion_wf(
         From there, per atlas.
     snm_weights, snm_groups, snm_n_streamlines, snm_meta_file
         From there.
+    snm_fingerprint, snm_index_fingerprint, snm_weights_fingerprint
+        From there.
     """
     workflow = pe.Workflow(name=name)
     metadata = metadata or {}
@@ -395,8 +397,9 @@ def _connect_fnm(workflow, inputnode, output_wf, quantities, averaged, returned)
             for quantity, transform in zip(averaged, transforms, strict=True)
         ]
         parcellate_wf = init_parcellate_wf(
-            quantities=averaged, transforms=transforms, name="fnm_parcellate_wf"
-        )
+            quantities=averaged, transforms=transforms, grid="functional",
+            name="fnm_parcellate_wf",
+        )  # fmt: skip
         _list_files(workflow, inputnode, fields, "fnm_maps_to_average", parcellate_wf, "maps")
         workflow.connect(
             [
@@ -447,7 +450,7 @@ def _connect_snm(workflow, inputnode, snm_wf, output_wf, stored, *, with_atlases
         )
     if with_atlases:
         parcellate_wf = init_parcellate_wf(
-            quantities=["mapdisconnectionpct"], name="snm_parcellate_wf"
+            quantities=["mapdisconnectionpct"], grid="structural", name="snm_parcellate_wf"
         )
         workflow.connect(
             [

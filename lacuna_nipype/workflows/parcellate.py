@@ -14,6 +14,7 @@ def init_parcellate_wf(
     *,
     quantities: Sequence[str],
     transforms: Sequence[str] | None = None,
+    grid: str | None = None,
     name: str = "parcellate_wf",
 ) -> pe.Workflow:
     """Average maps over regions.
@@ -32,6 +33,8 @@ def init_parcellate_wf(
         Name of each map's quantity, which becomes the column of its table.
     transforms : sequence of {"identity", "tanh"}, optional
         Applied to the average of each map; ``tanh`` averages a correlation through Fisher's z.
+    grid : {"functional", "structural"}, optional
+        Grid that the maps are on, for the estimate of what the step takes.
     name : str
         Name of the workflow.
 
@@ -59,6 +62,8 @@ def init_parcellate_wf(
     )
     if transforms is not None:
         aggregate.inputs.transforms = list(transforms)
+    if grid is not None:
+        aggregate.plugin_args = {"grid": grid}
     workflow.connect(
         [
             (

@@ -104,10 +104,12 @@ def init_pass_wf(
         workflow.connect(mask_wf, f"outputnode.{field}", masks, f"in{number}")
     files = [str(Path(path).absolute()) for path in connectome_files]
     # A buffer, so that the graph can be built before the files are there.
-    first = pe.Node(niu.IdentityInterface(fields=["file"]), name="first")
-    first.inputs.file = files[0]
+    own = ["connectome_file", *(["fingerprint"] if fingerprints else [])]
+    first = pe.Node(niu.IdentityInterface(fields=own), name="first")
+    first.inputs.trait_set(**dict(zip(own, [files[0], *fingerprints[:1]], strict=True)))
+    grid = [(field, field) for field in own]
     brain = pe.Node(ConnectomeMask(), name="brain")
-    workflow.connect(first, "file", brain, "connectome_file")
+    workflow.connect([(first, brain, list(grid))])
     seeds = pe.MapNode(ResampleMask(), iterfield=["in_file"], name="seeds")
     workflow.connect(
         [
@@ -127,7 +129,7 @@ def init_pass_wf(
         select = pe.Node(SelectSeeds(percentile=pini_percentile), name="select")
         workflow.connect(
             [
-                (first, select, [("file", "connectome_file")]),
+                (first, select, list(grid)),
                 (relate, select, [("out_file", "seed_files")]),
                 (seeds, select, [("out_file", "mask_files")]),
             ]

@@ -48,6 +48,9 @@ SHARED = (
     "weights",
     "groups",
     "n_streamlines",
+    "fingerprint",
+    "index_fingerprint",
+    "weights_fingerprint",
 )
 OUTPUTS = (*SHARED, "meta_file")
 
@@ -72,9 +75,12 @@ def init_tractogram_wf(
     fingerprint: str | None = None,
     convert: bool = False,
     index_file: str | Path | None = None,
+    index_fingerprint: str | None = None,
     node_atlases: Sequence[Mapping[str, Any]] = (),
     streamline_weights: str | Path | None = None,
+    weights_fingerprint: str | None = None,
     streamline_groups: str | Path | None = None,
+    groups_fingerprint: str | None = None,
     omp_nthreads: int = 1,
     name: str = "tractogram_wf",
 ) -> pe.Workflow:
@@ -103,8 +109,11 @@ def init_tractogram_wf(
     upsample : int, optional
         Upsampling ratio of tckmap; needed when the file's header has no ``step_size``, without
         which tckmap would not upsample.
-    fingerprint : str, optional
-        Of the tractogram's content: when it changes, everything is made again.
+    fingerprint, index_fingerprint, weights_fingerprint, groups_fingerprint : str, optional
+        Content of the tractogram and of the other files, from
+        :func:`lacuna_nipype.core.files.fingerprint`: another content, and everything is made
+        again. Where they are not given, the first step that reads a file finds out. A step that
+        then meets another content fails; results of two tractograms are never mixed.
     convert : bool
         Write the tractogram as ``.tck`` first.
     index_file : path-like, optional
@@ -135,6 +144,8 @@ def init_tractogram_wf(
         Checked, in a form that loads fast.
     n_streamlines, meta_file
         Number of streamlines, and JSON with what the check of the tractogram found.
+    fingerprint, index_fingerprint, weights_fingerprint
+        Contents that the ``.tck`` file, an index that was given, and the weights must keep.
     """
     _check_engine(engine)
     workflow = pe.Workflow(name=name)
@@ -147,12 +158,14 @@ def init_tractogram_wf(
             name="convert",
             mem_gb=0.5,
         )
+        _expect(source, fingerprint=fingerprint)
         workflow.connect(source, "out_file", check, "in_file")
     else:
         # Holds the path, so that a graph can be built before the file is there.
         source = pe.Node(niu.IdentityInterface(fields=["tractogram"]), name="tractogram_buffer")
         source.inputs.tractogram = _absolute(tractogram)
         workflow.connect(source, "tractogram", check, "in_file")
+        _expect(check, fingerprint=fingerprint)
     workflow.connect(
         [
             (grid, outputnode, [("out_file", "template")]),
@@ -163,44 +176,64 @@ def init_tractogram_wf(
                     ("out_file", "tractogram"),
                     ("n_streamlines", "n_streamlines"),
                     ("meta_file", "meta_file"),
+                    ("fingerprint", "fingerprint"),
+                    ("index_fingerprint", "index_fingerprint"),
                 ],
             ),
         ]
     )
-    if engine == "mrtrix":
-        density = _tckmap_node("tckmap", upsample)
-        workflow.connect(
-            [
-                (check, density, [("out_file", "in_file")]),
-                (grid, density, [("out_file", "reference")]),
-            ]
-        )
-        if streamline_weights:
-            density.inputs.tck_weights = _absolute(streamline_weights)
-    else:
-        density = _index_nodes(
-            workflow, check, grid, outputnode, space, upsample, fingerprint, index_file,
-            omp_nthreads,
-        )  # fmt: skip
-        if streamline_weights:
-            density.inputs.streamline_weights = _absolute(streamline_weights)
-    workflow.connect(density, "out_file", outputnode, "full_tdi")
-    for field, path, interface in (
-        ("weights", streamline_weights, PrepareWeights),
-        ("groups", streamline_groups, PrepareGroups),
-    ):
+    tables = {
+        "weights": (streamline_weights, weights_fingerprint, PrepareWeights),
+        "groups": (streamline_groups, groups_fingerprint, PrepareGroups),
+    }
+    for field, (path, content, interface) in tables.items():
         if path:
             node = pe.Node(interface(in_file=_absolute(path)), name=f"prepare_{field}", mem_gb=1.0)
+            _expect(node, fingerprint=content)
             workflow.connect(
                 [
                     (check, node, [("n_streamlines", "n_streamlines")]),
                     (node, outputnode, [("out_file", field)]),
                 ]
             )
+    weights = workflow.get_node("prepare_weights")
+    if weights is not None:
+        workflow.connect(weights, "fingerprint", outputnode, "weights_fingerprint")
+    if engine == "mrtrix":
+        density = _tckmap_node("tckmap", upsample)
+        workflow.connect(
+            [
+                (check, density, [("out_file", "in_file"), ("fingerprint", "fingerprint")]),
+                (grid, density, [("out_file", "reference")]),
+            ]
+        )
+        if weights is not None:
+            density.inputs.tck_weights = _absolute(streamline_weights)
+            workflow.connect(weights, "fingerprint", density, "weights_fingerprint")
+    else:
+        if index_file is not None:
+            check.inputs.index = _absolute(index_file)
+            _expect(check, index_fingerprint=index_fingerprint)
+        density = _index_nodes(
+            workflow, check, grid, outputnode, space, upsample, index_file, omp_nthreads
+        )
+        if weights is not None:
+            workflow.connect(weights, "out_file", density, "streamline_weights")
+    workflow.connect(density, "out_file", outputnode, "full_tdi")
     if node_atlases:
         nodes = [_nodes_node(workflow, *item, space) for item in enumerate(node_atlases, start=1)]
         _assign_nodes(workflow, check, outputnode, nodes, engine, omp_nthreads)
     return workflow
+
+
+def _expect(node: pe.Node, **contents: str | None) -> None:
+    """Say which contents the files of a step must have, as far as they are known."""
+    node.inputs.trait_set(**{name: content for name, content in contents.items() if content})
+
+
+# How the steps that read the tractogram itself, or the index, are told what to expect.
+_TRACTOGRAM = [("out_file", "tractogram"), ("fingerprint", "fingerprint")]
+_INDEXED = [*_TRACTOGRAM, ("index_fingerprint", "index_fingerprint")]
 
 
 def _tckmap_node(name: str, upsample: int | None) -> pe.Node:
@@ -211,7 +244,7 @@ def _tckmap_node(name: str, upsample: int | None) -> pe.Node:
 
 
 def _index_nodes(
-    workflow, check, grid, outputnode, space, upsample, fingerprint, index_file, omp_nthreads
+    workflow, check, grid, outputnode, space, upsample, index_file, omp_nthreads
 ) -> pe.Node:
     """Index the tractogram, or take the index that is there; give the node of the density."""
     index = pe.Node(niu.IdentityInterface(fields=["out_file"]), name="index_buffer")
@@ -226,11 +259,9 @@ def _index_nodes(
         )
         if upsample is not None:
             build.inputs.upsample = upsample
-        if fingerprint:
-            build.inputs.fingerprint = fingerprint
         workflow.connect(
             [
-                (check, build, [("out_file", "tractogram")]),
+                (check, build, list(_TRACTOGRAM)),
                 (grid, build, [("out_file", "reference")]),
                 (build, index, [("out_file", "out_file")]),
             ]
@@ -238,7 +269,7 @@ def _index_nodes(
     density = pe.Node(IndexedDensity(), name="density", mem_gb=0.5)
     workflow.connect(
         [
-            (check, density, [("out_file", "tractogram")]),
+            (check, density, list(_INDEXED)),
             (index, density, [("out_file", "index")]),
             (index, outputnode, [("out_file", "index")]),
         ]
@@ -253,6 +284,7 @@ def _nodes_node(workflow, number, atlas, space) -> pe.Node:
         name=f"nodes_{number}",
         mem_gb=0.5,
     )
+    nodes.plugin_args = {"grid": "masks"}
     if atlas.get("transforms"):
         nodes.inputs.transforms = [_absolute(path) for path in atlas["transforms"]]
         grid = workflow.get_node("nodes_grid")
@@ -279,7 +311,9 @@ def _assign_nodes(workflow, check, outputnode, all_nodes, engine, omp_nthreads) 
         full = pe.Node(FullMatrix(), name=f"full_matrix_{number}", mem_gb=0.5)
         if engine == "mrtrix":
             assign = pe.Node(AssignStreamlines(), name=f"assign_{number}", mem_gb=0.5)
-            workflow.connect(check, "out_file", assign, "in_file")
+            workflow.connect(
+                [(check, assign, [("out_file", "in_file"), ("fingerprint", "fingerprint")])]
+            )
         else:
             assign = pe.Node(
                 AssignIndexedStreamlines(num_threads=omp_nthreads),
@@ -290,7 +324,7 @@ def _assign_nodes(workflow, check, outputnode, all_nodes, engine, omp_nthreads) 
             index = workflow.get_node("index_buffer")
             workflow.connect(
                 [
-                    (check, assign, [("out_file", "tractogram")]),
+                    (check, assign, list(_INDEXED)),
                     (index, assign, [("out_file", "index")]),
                 ]
             )
@@ -370,6 +404,8 @@ def init_snm_wf(
         From there too, when there are atlases.
     weights, groups, n_streamlines
         From there too, when they are used.
+    fingerprint, index_fingerprint, weights_fingerprint
+        From there too: contents that files must have when they are read.
 
     Outputs
     -------
@@ -464,7 +500,15 @@ def _mrtrix_nodes(
     disconnection = pe.Node(DisconnectionMap(), name="disconnection", mem_gb=0.5)
     workflow.connect(
         [
-            (inputnode, select, [("tractogram", "in_files"), ("mask_file", "include")]),
+            (
+                inputnode,
+                select,
+                [
+                    ("tractogram", "in_files"),
+                    ("fingerprint", "fingerprint"),
+                    ("mask_file", "include"),
+                ],
+            ),
             (inputnode, tckmap, [("template", "reference")]),
             (
                 inputnode,
@@ -481,6 +525,7 @@ def _mrtrix_nodes(
     if streamline_weights:
         select.inputs.tck_weights_in = _absolute(streamline_weights)
         select.inputs.tck_weights_out = "hit_weights.txt"
+        workflow.connect(inputnode, "weights_fingerprint", select, "weights_fingerprint")
         workflow.connect(select, "tck_weights_out", tckmap, "tck_weights")
     return (select, "positions"), disconnection
 
@@ -494,7 +539,9 @@ def _indexed_node(
         name="disconnection",
         mem_gb=0.5,
     )
-    fields = ["mask_file", "index", "tractogram", "full_tdi"]
+    fields = [
+        "mask_file", "index", "tractogram", "full_tdi", "fingerprint", "index_fingerprint",
+    ]  # fmt: skip
     workflow.connect(
         [
             (inputnode, node, [(field, field) for field in fields]),

@@ -71,7 +71,7 @@ def test_atlases_do_not_overwrite_each_other(tmp_path, parcels):
     assert [len(read(path)) for path in tables] == [4, 1]
     assert len(json.loads(summary.read_text())["Atlases"]) == 2
     maps = {"r": np.ones(GRID.shape), "t": np.zeros(GRID.shape)}
-    tables = write_aggregates(maps, None, [parcels, parcels_of([2])], tmp_path)
+    tables = write_aggregates(maps.items(), None, [parcels, parcels_of([2])], tmp_path)
     assert len(set(tables)) == 4
     assert [read(path).columns[2] for path in tables] == ["r", "t", "r", "t"]
     assert [len(read(path)) for path in tables] == [4, 4, 1, 1]
@@ -80,7 +80,7 @@ def test_atlases_do_not_overwrite_each_other(tmp_path, parcels):
 def test_aggregates_by_hand(tmp_path, parcels):
     values = np.array([1.0, 2, 3, np.nan, 5, 7, 9, 100]).reshape(2, 2, 2)
     valid = LABELS != 70_000
-    (path,) = write_aggregates({"z": values}, valid, [parcels], tmp_path)
+    (path,) = write_aggregates([("z", values)], valid, [parcels], tmp_path)
     assert path.read_text() == (
         "index\tname\tz\tn_voxels\tvolume_ml\tcoverage\n"
         "300\tr300\t2\t4\t0.032\t0.75\n"
@@ -95,7 +95,7 @@ def test_r_is_averaged_through_z(tmp_path):
     r[LABELS == 2] = [0.2, 0.8]
     maps = {"r": np.arctanh(r), "z": np.arctanh(r)}
     tables = write_aggregates(
-        maps, None, [parcels_of([2])], tmp_path, transforms=["tanh", "identity"]
+        maps.items(), None, [parcels_of([2])], tmp_path, transforms=["tanh", "identity"]
     )
     mean = (np.arctanh(0.2) + np.arctanh(0.8)) / 2
     assert float(read(tables[0])["r"][0]) == pytest.approx(np.tanh(mean), rel=1e-9)
@@ -107,7 +107,7 @@ def test_statistic_is_passed_on(tmp_path):
     found = {}
     for statistic in ("sum", "median"):
         (path,) = write_aggregates(
-            {"x": values}, None, [parcels_of([300])], tmp_path, statistic=statistic
+            [("x", values)], None, [parcels_of([300])], tmp_path, statistic=statistic
         )
         found[statistic] = float(read(path)["x"][0])
     assert found == {"sum": 16, "median": 2.5}

@@ -65,7 +65,9 @@ def build(capsys, out, *words, code=0):
     printed = capsys.readouterr()
     if code:
         assert "Traceback" not in printed.err
-        return printed.err.strip().splitlines()[-1]
+        start, _, reason = printed.err.strip().splitlines()[-1].partition(": ")
+        assert start == "lacuna-nipype"
+        return reason
     assert printed.out.splitlines()[-1] == f"Connectome: {out}"
     assert ("Repetition time: 2 s" in printed.out) == ("--low-pass" in words)
     return open_connectome(out).files

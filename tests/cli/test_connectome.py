@@ -122,7 +122,9 @@ def refused(capsys, *words, code=2):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "Traceback" not in printed.err
-    return printed.err.strip().splitlines()[-1]
+    start, _, reason = printed.err.strip().splitlines()[-1].partition(": ")
+    assert start == "lacuna-nipype"
+    return reason
 
 
 def test_usage(capsys, tmp_path, images):

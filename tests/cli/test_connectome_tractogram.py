@@ -57,7 +57,9 @@ def run(capsys, *words, code=0):
 def refused(capsys, *words, code=2):
     printed = run(capsys, *words, code=code)
     assert printed.out == ""
-    return printed.err.strip().splitlines()[-1]
+    start, _, reason = printed.err.strip().splitlines()[-1].partition(": ")
+    assert start == "lacuna-nipype"
+    return reason
 
 
 def info(capsys, path):

@@ -7,6 +7,7 @@ import pytest
 
 from lacuna_nipype import __version__
 from lacuna_nipype.cli.parser import build_parser, parse_config
+from lacuna_nipype.cli.record import RunRecord, recorded_config
 
 
 @pytest.fixture
@@ -335,3 +336,82 @@ def test_configuration_is_safe_for_json(parse):
 def test_configuration_cannot_change(parse):
     with pytest.raises(AttributeError):
         parse().nprocs = 5
+
+
+# Lists that are given several times
+
+
+def parsers():
+    """Every parser of the program by its name."""
+    from lacuna_nipype.cli import atlas, bidsify, check, collect, connectome, fetch, tutorial
+
+    found = {"": build_parser(), "fetch": fetch._connectome_parser()}
+    for module in (atlas, bidsify, check, collect, connectome, tutorial):
+        found[module.__name__.rpartition(".")[2]] = module._parser()
+    for name, parser in list(found.items()):
+        for action in parser._actions:
+            for word, own in (
+                (getattr(action, "choices", None) or {}).items()
+                if (action.nargs == "A...")
+                else ()
+            ):
+                found[f"{name} {word}"] = own
+    return found
+
+
+def list_options():
+    return [
+        pytest.param(parser, action, id=f"{name} {action.option_strings[-1]}".strip())
+        for name, parser in parsers().items()
+        for action in parser._actions
+        if action.option_strings and action.nargs == "+"
+    ]
+
+
+@pytest.mark.parametrize(("parser", "action"), list_options())
+def test_values_of_a_repeated_list_option_add_up(parser, action, study):
+    flag = action.option_strings[-1]
+    first, second, third = ["rd", "fnm", "snm"] if action.choices else ("bids", "masks", "out")
+    (study / "out").mkdir()
+    for other in parser._actions:
+        other.required = False
+    for group in parser._mutually_exclusive_groups:
+        group.required = False
+    words = [flag, first, second, flag, third]
+    places = [f"{p.choices[0] if p.choices else 'bids'}" for p in parser._actions
+              if not p.option_strings and p.nargs is None]  # fmt: skip
+    convert = action.type or str
+    given = vars(parser.parse_args([*places, *words]))[action.dest]
+    assert given == [convert(first), convert(second), convert(third)]
+    # Neither the default nor an earlier call is changed.
+    assert vars(parser.parse_args([*places, flag, third]))[action.dest] == [convert(third)]
+    assert vars(parser.parse_args(places))[action.dest] in ([], None)
+
+
+def test_there_are_list_options_in_every_parser_that_is_known_to_have_some():
+    names = {parameters.id for parameters in list_options()}
+    assert {"--parcel-atlases", "--score", "--derivatives", "atlas bundle --region"} <= names
+    assert {"collect --select", "connectome build --images", "check input --derivatives"} <= names
+    assert len(names) >= 25
+
+
+def test_repeated_lists_of_a_run(parse, study):
+    config = parse(
+        *("--parcel-atlases", "A", "--analysis", "rd", "--parcel-atlases", "B", "A"),
+        *("-d", "one=masks", "--analysis", "fnm", "--derivatives", "two=connectome"),
+    )
+    assert config.parcel_atlases == ("A", "B")
+    assert config.analysis == ("rd", "fnm")
+    assert config.derivatives == (("one", study / "masks"), ("two", study / "connectome"))
+
+
+def test_single_values_that_are_repeated(parse):
+    assert parse("--mask-space", "A", "--mask-space", "B").mask_space == "B"
+    assert parse("--output-resolution", "1", "--output-resolution", "2").output_resolution == 2
+
+
+@pytest.mark.parametrize("words", [("-dx=masks",), ("-d", "x=masks"), ("--derivatives=x=masks",)])
+def test_changes_replace_a_recorded_list(parse, study, words):
+    recorded = parse("--derivatives", "y=connectome").to_dict()
+    config = recorded_config(RunRecord("r", recorded), study / "bids", study / "out", words)
+    assert config.derivatives == (("x", study / "masks"),)

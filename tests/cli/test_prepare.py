@@ -13,12 +13,11 @@ from lacuna_nipype.connectomes.prepare import read_matrix
 SHAPE = (8, 9, 7)
 AFFINE = np.array([[8.0, 0, 0, -28], [0, 8, 0, -32], [0, 0, 8, -24], [0, 0, 0, 1]])
 SPACE = "MNI152NLin6Asym"
-COMMAND = "import sys; from lacuna_nipype.cli.prepare import main; sys.exit(main(sys.argv[1:]))"
 
 
 def run(*words):
     return subprocess.run(
-        [sys.executable, "-c", COMMAND, *map(str, words)],
+        [sys.executable, "-m", "lacuna_nipype", "connectome", "prepare", *map(str, words)],
         capture_output=True,
         text=True,
         check=False,

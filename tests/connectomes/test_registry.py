@@ -30,8 +30,8 @@ from lacuna_nipype.connectomes.registry import (
 from lacuna_nipype.connectomes.streamline_index import write_index
 from lacuna_nipype.connectomes.tractogram import write_tck
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
+from lacuna_nipype.core.files import combined_fingerprint
 from lacuna_nipype.core.spaces import template_grid
-from lacuna_nipype.io.provenance import combined_fingerprint
 
 SPACE, OTHER = "MNI152NLin6Asym", "MNI152NLin2009cAsym"
 SHAPE = (6, 5, 4)

@@ -29,7 +29,8 @@ def pytest_collection_modifyitems(items):
 def command_line(*arguments, reports=False):
     """Words of the command; pages take seconds, and only their own tests ask for them."""
     words = [str(argument) for argument in arguments]
-    if "participant" in words and not reports and NO_REPORTS not in words:
+    level = "participant" in words or "group" in words
+    if level and not reports and NO_REPORTS not in words:
         words.append(NO_REPORTS)
     return [sys.executable, "-m", "lacuna_nipype", *words]
 
@@ -76,12 +77,12 @@ def run_command(tmp_path_factory):
 def start_command():
     """Start the command in a process group of its own and do not wait for it."""
 
-    def start(*arguments, log):
+    def start(*arguments, log, env=None):
         with log.open("w") as stream:
             return subprocess.Popen(
                 command_line(*arguments),
                 cwd=log.parent,
-                env=environment(),
+                env=environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

@@ -12,9 +12,16 @@ import signal
 import subprocess
 from pathlib import Path
 
-import h5py
 import pytest
-from run_results import assert_every_file_is_whole, results, wait_until
+from run_results import (
+    assert_ended_well,
+    assert_every_file_is_whole,
+    assert_failed,
+    results,
+    stop_in_the_middle,
+    two_versions,
+    wait_until,
+)
 
 N_FILES = 4
 PARTICIPANT = "04"
@@ -26,27 +33,7 @@ LEFT_BYTES = 16 * 1024
 @pytest.fixture(scope="module")
 def connectomes(demonstration, tmp_path_factory):
     """Two versions of a connectome in several files, which differ in the last of them."""
-    sources = sorted(demonstration.functional_connectome.glob("*.h5"))
-    versions = {}
-    for version in ("first", "second"):
-        # The name of the folder is in the sidecars.
-        folder = tmp_path_factory.mktemp(version) / "connectome"
-        folder.mkdir()
-        for number in range(N_FILES):
-            part = folder / f"part-{number}.h5"
-            shutil.copyfile(sources[number % len(sources)], part)
-            if number == N_FILES - 1:
-                store_plainly(part, power=1 if version == "first" else 3)
-        versions[version] = folder
-    return versions
-
-
-def store_plainly(path, power):
-    """Change the series of a file; without compression, its size does not tell."""
-    with h5py.File(path, "r+") as file:
-        series = file["timeseries"][:] ** power
-        del file["timeseries"]
-        file.create_dataset("timeseries", data=series, track_times=False)
+    return two_versions(demonstration.functional_connectome, tmp_path_factory, N_FILES)
 
 
 @pytest.fixture
@@ -84,48 +71,6 @@ def undisturbed(arguments, connectomes, run_command, tmp_path_factory):
     return run
 
 
-def assert_ended_well(process, out, expected):
-    assert process.returncode == 0, process.stdout
-    assert process.stdout.splitlines()[-1] == f"Results: {out}"
-    assert results(out) == expected
-
-
-def assert_failed(text, returncode, reason, *, hint=None):
-    """The reason is in the last line, the table and the hint are before it, and no traceback."""
-    assert returncode == 1, text
-    last = text.splitlines()[-1]
-    assert last.startswith("lacuna-nipype: "), text
-    assert reason in last, text
-    assert "Traceback" not in text
-    assert "Failed steps:" in text
-    if hint is not None:
-        assert re.search(f"^Hint: .*{hint}", text, re.MULTILINE), text
-
-
-def processes_in(folder):
-    """Processes that work in a folder or below: their numbers and where they are."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            place = (path / "cwd").readlink()
-            if place.is_relative_to(folder):
-                found[int(path.name)] = place
-    return found
-
-
-def stop_in_the_middle(work, step):
-    """Hold a worker while it runs a step; its number, or None where none can be had now."""
-    for pid, folder in processes_in(work).items():
-        if step not in folder.name:
-            continue
-        os.kill(pid, signal.SIGSTOP)
-        still_there = processes_in(work).get(pid) == folder
-        if still_there and not list(folder.glob("result_*.pklz")):
-            return pid
-        os.kill(pid, signal.SIGCONT)
-    return None
-
-
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes in /proc")
 def test_a_worker_is_killed(
     arguments, connectomes, undisturbed, start_command, run_command, tmp_path
@@ -152,6 +97,7 @@ def test_a_worker_is_killed(
     assert_every_file_is_whole(out)
     # What does not need the step was finished.
     assert any(name.endswith("desc-rd_parcelstats.tsv") for name in results(out))
+    assert results(out).items() < undisturbed().items()
     assert_ended_well(run_command(*words), out, undisturbed())
 
 
@@ -198,7 +144,8 @@ def test_the_disk_is_full(
         process.kill()
     assert_failed(log.read_text(), process.returncode, "Errno 28", hint="Disk full")
     assert_every_file_is_whole(out)
-    assert set(results(out)) < set(undisturbed())
+    # What is there is right.
+    assert results(out).items() < undisturbed().items()
     empty()
     assert_ended_well(run_command(*words), out, undisturbed())
 
@@ -221,6 +168,7 @@ def test_a_limit_of_size(arguments, connectomes, undisturbed, run_command, tmp_p
         process = run_command(*words)
     assert_failed(process.stdout, process.returncode, "Errno 27", hint="file size")
     assert_every_file_is_whole(out)
+    assert results(out).items() < undisturbed().items()
     assert_ended_well(run_command(*words), out, undisturbed())
 
 

@@ -4,81 +4,15 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
-import html5lib
 import nibabel as nib
 import numpy as np
 import pytest
+from pages import CHROMIUM, browse, needs_browser, parse, summary, words
 
 SPACE = "MNI152NLin6Asym"
 DATA = Path(os.environ["LACUNA_TEST_DATA"]) if os.environ.get("LACUNA_TEST_DATA") else None
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-# Told by a script at the end of a copy of the page; the original holds nothing of it.
-PROBE = """
-<script>
-addEventListener("load", () => {
-  const images = [...document.images];
-  const table = document.querySelector("table.regions");
-  const names = () => [...table.tBodies[0].rows].slice(0, 3).map(row => row.cells[0].textContent);
-  const buttons = [...table.querySelectorAll("th button")];
-  const damage = buttons.find(button => button.textContent.startsWith("Damaged"));
-  damage.click();
-  const first = names();
-  damage.click();
-  const second = names();
-  buttons[0].click();
-  const seen = {
-    widths: images.map(image => image.naturalWidth),
-    shown: images.map(image => image.getBoundingClientRect().width),
-    first, second, third: names(),
-    overflow: document.documentElement.scrollWidth - innerWidth,
-    resources: performance.getEntriesByType("resource").map(entry => entry.name.slice(0, 60)),
-    background: getComputedStyle(document.body).backgroundColor,
-    ink: getComputedStyle(document.body).color,
-  };
-  const told = document.createElement("pre");
-  told.id = "probe";
-  told.textContent = JSON.stringify(seen);
-  document.body.append(told);
-});
-</script>
-</body>"""
-
-
-def parse(path):
-    text = path.read_text(encoding="utf-8")
-    return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(text)
-
-
-def words(element):
-    return " ".join("".join(element.itertext()).split())
-
-
-def summary(path):
-    (part,) = [e for e in parse(path).iter("section") if e.get("id") == "summary"]
-    return words(part)
-
-
-def browse(page, folder, *, width=1200, dark=False):
-    """Open a page; what the probe saw, and the lines of the browser's console."""
-    copy = folder / page.name
-    text = page.read_text(encoding="utf-8")
-    assert text.count("</body>") == 1
-    copy.write_text(text.replace("</body>", PROBE), encoding="utf-8")
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
-         "--enable-logging=stderr", "--virtual-time-budget=8000",
-         "--host-resolver-rules=MAP * ~NOTFOUND",
-         f"--user-data-dir={folder / 'profile'}", *(["--force-dark-mode"] if dark else []),
-         "--dump-dom", copy.as_uri()],
-        capture_output=True, text=True, timeout=110, check=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    match = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert match, done.stderr[-2000:]
-    return json.loads(match[1]), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,18 @@
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from slurm_cluster import reason_to_skip, running_cluster
 
 PARTICIPANT = ("--participant-label", "02")
 PATIENCE_SECONDS = 300
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "hpc.md"
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,25 @@ def test_a_dry_run_prints_the_scripts_and_writes_nothing(dry, demonstration, tmp
         said = process.stdout.index(f"array of {tasks} task")
         assert said < process.stdout.index("#SBATCH")
     assert sorted(path.name for path in tmp_path.iterdir()) == []
+
+
+def test_the_example_in_the_documentation(demonstration, run_command, tmp_path):
+    """The command there prints what stands there, but for the folder and the run's name."""
+    page = DOCUMENTATION.read_text(encoding="utf-8")
+    command, printed = re.search(
+        r"```bash\n(lacuna-nipype bids out .*?)```\n.*?```text\n(.*?)```", page, re.DOTALL
+    ).groups()
+    shutil.copytree(demonstration.directory, tmp_path / "demo")
+    words = shlex.split(command.replace("\\\n", " "))[1:]
+    process = run_command(*words, cwd=tmp_path / "demo", reports=True)
+    assert process.returncode == 0, process.stdout
+    name = r"\d{8}T\d{6}-[0-9a-f]{8}"
+    (ours,) = set(re.findall(name, printed))
+    said = re.sub(name, ours, process.stdout.replace(str(tmp_path), "/scratch"))
+    beginning = printed.splitlines()[0]
+    # Empty lines between the scripts are fewer on the page.
+    said = re.sub(r"\n{3,}", "\n\n", said[said.index(beginning) :])
+    assert said.strip() == printed.strip()
 
 
 def test_without_a_functional_connectome_there_is_one_job(dry):

@@ -15,6 +15,7 @@ from lacuna_nipype.execution.estimates import (
     estimate_resources,
     has_estimate,
     iter_nodes,
+    sizes_on_grid,
     time_limit,
 )
 from lacuna_nipype.io.structural_outputs import StructuralOutputs
@@ -29,6 +30,10 @@ STEPS = (
     "ReduceCorrelation",
     "BuildStreamlineIndex",
     "PrepareWeights",
+    "PrepareParcels to maps",
+    "AggregateParcels",
+    "PrepareParcels to disconnection",
+    "AggregateParcels of disconnection",
 )
 SMALL = Sizes(
     mask_voxels=100_000, functional_voxels=100_000, brain_voxels=25_000, timepoints=50,
@@ -68,6 +73,9 @@ def test_within_a_factor_of_two(benchmark, tmp_path, name):
         "ValidateMask": {"out_file": data.mask()},
         "ResampleMask": {"out_file": data.seed()},
         "TemplateGrid": {"out_file": data.template()},
+        # Images of their grids.
+        "ConnectomeMask": {"out_file": data.seed()},
+        "IndexedDisconnection": {"out_file": data.template(), "valid_mask": data.template()},
     }
     found = {
         step.key: (measured.gb, estimate.mem_gb)
@@ -86,8 +94,12 @@ def test_within_a_factor_of_two(benchmark, tmp_path, name):
 def test_no_estimate_falls_when_data_grow(benchmark, size):
     larger = replace(SMALL, **{size: 4 * getattr(SMALL, size)})
     for step in [*{step.name for step in benchmark.all_steps()}, "SelectSeeds"]:
-        # More streamlines in as many bytes are shorter ones, and more threads take less time.
-        if (size, step) != ("streamlines", "BuildStreamlineIndex"):
+        # More streamlines in as many bytes are shorter ones, as many weights on more voxels are
+        # fewer on other grids, and more threads take less time.
+        if (size, step) not in (
+            ("streamlines", "BuildStreamlineIndex"),
+            ("atlas_voxels", "AggregateParcels"),
+        ):
             before, after = estimate_resources(step, SMALL), estimate_resources(step, larger)
             assert after.mem_gb >= before.mem_gb
             assert after.minutes >= before.minutes or size == "threads"
@@ -201,3 +213,26 @@ def test_what_runs_with_the_manager_keeps_what_it_declares(tmp_path):
     after = {n.fullname: n.mem_gb for n in iter_nodes(workflow) if n.run_without_submitting}
     assert before == after
     assert not any(math.isnan(gb) for gb in after.values())
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"), [("functional", "structural_voxels"), ("structural", "functional_voxels")]
+)
+def test_maps_on_one_grid_are_not_estimated_by_the_other(grid, size):
+    sizes = sizes_on_grid(replace(SMALL, **{size: 10**9}), grid)
+    for step in ("AggregateParcels", "PrepareParcels"):
+        assert estimate_resources(step, sizes).mem_gb < 0.3
+
+
+def test_steps_of_a_graph_know_their_grid(tmp_path):
+    workflow = graph(tmp_path, "index")
+    apply_estimates(workflow, replace(SMALL, structural_voxels=10**8))
+    memory = {node.fullname: node.mem_gb for node in iter_nodes(workflow)}
+    for kind in ("parcellate_wf.aggregate", "atlas_1"):
+        found = {
+            analysis: [gb for name, gb in memory.items() if f"{analysis}_{kind}" in name]
+            for analysis in ("fnm", "snm")
+        }
+        assert found["fnm"]
+        assert max(found["fnm"]) < 0.3
+        assert min(found["snm"]) > 0.5

@@ -359,7 +359,7 @@ def test_the_command_explains_a_bad_folder(cheap, tmp_path, capsys):
 @pytest.mark.parametrize("argv", [[], ["a", "b"], ["a", "--seed", "-3"], ["a", "--seed", "x"]])
 def test_the_command_refuses_bad_usage(argv, capsys):
     assert tutorial.main(argv) == 2
-    assert "error:" in capsys.readouterr().err.splitlines()[-1]
+    assert capsys.readouterr().err.splitlines()[-1].startswith("lacuna-nipype: ")
 
 
 def test_the_help_needs_no_heavy_import():

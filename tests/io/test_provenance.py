@@ -8,13 +8,9 @@ import pytest
 
 from lacuna_nipype import __version__
 from lacuna_nipype.core import files
+from lacuna_nipype.core.files import combined_fingerprint, fingerprint
 from lacuna_nipype.io import provenance
-from lacuna_nipype.io.provenance import (
-    append_run,
-    combined_fingerprint,
-    fingerprint,
-    software_versions,
-)
+from lacuna_nipype.io.provenance import append_run, software_versions
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.reports.boilerplate import (
     bibtex,
     cited_references,
+    describe_group_methods,
     describe_methods,
     load_references,
 )
@@ -29,8 +30,35 @@ def text_of(analyses=("rd", "fnm", "snm"), functional=None, structural=None, **p
     return describe_methods(dict.fromkeys(analyses, run))
 
 
+def group_text(*kinds, software=None, **changes):
+    """Text about an overlap or test of each kind: (analysis, suffix, name of the model)."""
+    asked = {
+        "Tested": "iq", "Covariates": ["age", "lesion_volume_ml"], "Permutations": 5000,
+        "Seed": 2, "MinimumOverlapPercent": 10.0, "TFCE": False,
+    }  # fmt: skip
+    sidecars = []
+    for number, (desc, suffix, model) in enumerate(kinds):
+        entities = {"desc": desc, "suffix": suffix, **({"model": model} if model else {})}
+        content = {"Entities": entities, "NumberOfParticipants": 30 + number}
+        if model:
+            content["Parameters"] = {**asked, **changes}
+        else:
+            content["Threshold"] = {"Comparison": "above", "Value": 5.0}
+        sidecars.append(content)
+    versions = report_data.run_record()["Software"] if software is None else software
+    return describe_group_methods(sidecars, versions)
+
+
+EVERYTHING = [
+    *((desc, "statmap", "") for desc in ("lesion", "fnm", "snm")),
+    *((desc, "statmap", "iq") for desc in ("lesion", "fnm", "snm")),
+    *((desc, "parcelstats", "iq") for desc in ("rd", "fnm", "afnm", "snm")),
+]
+
+
 def variants():
     base = report_data.run_record()
+    yield group_text(*EVERYTHING, TFCE=True)
     yield text_of()
     yield text_of(fnm_method="pini", streamline_weights="w.txt", streamline_groups="g.tsv")
     yield text_of(("rd", "fnm", "afnm", "snm"), structural={"Engine": "index"})
@@ -147,3 +175,29 @@ def test_connectomes_are_cited():
     assert "@elias2024" in text
     named = {"Name": "x.h5", "RegisteredName": "ours", "Citation": "Somebody, 2020"}
     assert "ours (space MNI152NLin6Asym) (Somebody, 2020)" in text_of(functional=named)
+
+
+def test_the_text_of_a_group_says_what_was_done():
+    text = group_text(*EVERYTHING)
+    overlap, tests, software = text.strip().split("\n\n")
+    assert overlap.startswith("**Overlap.**")
+    assert "t > 5" in overlap
+    assert "[@boes2015]" in overlap
+    assert "(33 to 39 participants)" in tests
+    assert "5,000 permutations (seed 2)" in tests
+    assert "as covariates, age and the volume of the lesion" in tests
+    assert "@freedman1983" in tests
+    assert "@nichols2002" in tests
+    assert "smith2009" not in tests
+    assert "at least 10 %" in tests
+    assert "nilearn 0.11 [@abraham2014]" in software
+
+
+def test_the_text_of_a_group_leaves_out_what_was_not_done():
+    text = group_text(("fnm", "statmap", "iq"), Covariates=[])
+    assert "Overlap" not in text
+    assert "as covariates" not in text
+    assert "touched in at least" not in text
+    assert "regions was" not in text
+    assert describe_group_methods([], {}) == ""
+    assert "Software" not in group_text(("fnm", "statmap", ""), software={})

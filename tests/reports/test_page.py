@@ -8,10 +8,10 @@ import re
 import time
 from pathlib import Path
 
-import html5lib
 import nibabel as nb
 import numpy as np
 import pytest
+from pages import parse, words
 
 from lacuna_nipype import __version__
 from lacuna_nipype.reports.participant import write_participant_report, write_reports
@@ -20,16 +20,6 @@ spec = importlib.util.spec_from_file_location("report_data", Path(__file__).pare
 report_data = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(report_data)
 NOTHING_SAID = {"Analyses": ["rd", "fnm", "snm"], "Errors": [], "Warnings": [], "Missing": []}
-
-
-def parse(path):
-    """Parse as a browser does; any error of syntax raises."""
-    text = path.read_text(encoding="utf-8")
-    return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(text)
-
-
-def words(element):
-    return " ".join("".join(element.itertext()).split())
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import atomic_path
+from lacuna_nipype.core.files import atomic_path, read_json
 from lacuna_nipype.io.demonstration import connectomes
 from lacuna_nipype.io.demonstration.anatomy import ATLAS_GRID, FUNCTIONAL_GRID, load_anatomy
 from lacuna_nipype.io.demonstration.atlas import make_parcellation
@@ -142,7 +141,7 @@ def _check_directory(paths: DemonstrationPaths, force: bool) -> None:
 def _is_demonstration(bids_dir: Path) -> bool:
     """Tell whether a dataset was made by this module."""
     try:
-        description = json.loads((bids_dir / "dataset_description.json").read_text("utf-8"))
+        description = read_json(bids_dir / "dataset_description.json")
     except (OSError, ValueError):
         return False
     return isinstance(description, dict) and description.get("Name") == DATASET_NAME

@@ -1,0 +1,179 @@
+"""The graph of a run, made of what was checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lacuna_nipype import __version__
+from lacuna_nipype.cli.config import RunConfig
+
+if TYPE_CHECKING:
+    from lacuna_nipype.cli.inputs import RunInputs
+    from lacuna_nipype.io.lesions import Lesion
+
+
+def dataset_links(config: RunConfig, inputs: RunInputs) -> dict[str, Path]:
+    """Name the datasets that source addresses refer to."""
+    links = {"raw": config.bids_dir if config.bids_dir.is_dir() else config.bids_dir.parent}
+    for lesion in inputs.inspection.lesions:
+        links.setdefault(lesion.record.dataset, lesion.record.root)
+    return links
+
+
+def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path]) -> Any:
+    """Build the graph of a run.
+
+    Parameters
+    ----------
+    config : RunConfig
+    inputs : RunInputs
+    links : dict of str to Path
+        Datasets that source addresses refer to.
+
+    Returns
+    -------
+    nipype Workflow
+    """
+    from lacuna_nipype.atlases.catalogue import atlas_description
+    from lacuna_nipype.cli.submit import passes_folder
+    from lacuna_nipype.workflows import init_lacuna_wf
+
+    functional, passes = inputs.functional, passes_folder(config)
+    return init_lacuna_wf(
+        lesions=[
+            lesion_arguments(lesion, links, config, inputs) for lesion in inputs.inspection.lesions
+        ],
+        output_dir=config.output_dir,
+        base_dir=config.work_dir,
+        analyses=inputs.analyses,
+        atlases=[
+            {
+                "image": atlas.image,
+                "labels": atlas.labels,
+                "entities": atlas.entities,
+                "name": atlas.id,
+                "description": atlas_description(atlas),
+                "transforms": inputs.atlas_routes(atlas),
+            }
+            for atlas in inputs.atlases
+        ],
+        functional_files=functional.paths if functional else (),
+        functional_fingerprints=inputs.functional_content,
+        functional_space=functional.space if functional else None,
+        functional_resolution=functional.grid.resolution_label if functional else None,
+        fnm_maps=inputs.fnm_maps,
+        fnm_options={
+            "method": config.fnm_method,
+            "pini_percentile": config.pini_percentile,
+            "p_maps": config.p_map,
+            "fdr_alpha": config.fdr_alpha,
+            "t_threshold": config.t_threshold,
+            "verify_voxels": config.verify if inputs.verify_files else 0,
+            "verify_files": inputs.verify_files,
+            "stored_error": functional.error_r if functional else 0.0,
+            "partial_dir": passes if passes.is_dir() else None,
+        },
+        matrix_file=inputs.matrix.path if inputs.matrix else None,
+        matrix_atlas=inputs.matrix.atlas if inputs.matrix else 0,
+        afnm_weighting=config.afnm_weighting,
+        **_structural_arguments(config, inputs),
+        metadata=inputs.metadata,
+        memory_gb=pass_memory(config, inputs),
+        omp_nthreads=config.omp_nthreads,
+    )
+
+
+def _structural_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any]:
+    """Arguments of the graph for structural disconnection."""
+    plan = inputs.structural
+    if plan is None:
+        return {}
+    tractogram = plan.tractogram
+    return {
+        "tractogram": {
+            "tractogram": tractogram.path,
+            "space": tractogram.space,
+            "fingerprint": tractogram.content,
+            "convert": tractogram.convert,
+            "index_file": tractogram.index_file,
+            "streamline_groups": config.streamline_groups,
+            # Contents as the sidecars have them.
+            "index_fingerprint": tractogram.index_content,
+            "weights_fingerprint": plan.weights_content,
+            "groups_fingerprint": plan.groups_content,
+        },
+        "snm_resolution": tractogram.resolution,
+        "snm_options": {
+            "engine": plan.engine,
+            "upsample": tractogram.upsample,
+            "hit_test": config.hit_test,
+            "streamline_weights": config.streamline_weights,
+        },
+        "snm_outputs": plan.outputs,
+    }
+
+
+def pass_memory(config: RunConfig, inputs: RunInputs) -> float:
+    """Memory for the pass over one file: its need, or its share of the budget if less."""
+    from lacuna_nipype.connectomes.partial import pass_memory_gb
+
+    if inputs.functional is None:
+        return 1.0
+    threads = config.omp_nthreads
+    largest = max(inputs.functional.files, key=lambda file: pass_memory_gb(file, 1, threads))
+    at_once = min(config.nprocs // config.omp_nthreads, len(inputs.functional.files))
+    # Jobs of a cluster have their own memory, each.
+    share = config.memory_gb / max(1, at_once if config.plugin == "MultiProc" else 1)
+    need = pass_memory_gb(largest, len(inputs.inspection.lesions), threads)
+    return round(max(min(need, share), pass_memory_gb(largest, 1, threads)), 3)
+
+
+def lesion_arguments(
+    lesion: Lesion, links: dict[str, Path], config: RunConfig, inputs: RunInputs
+) -> dict[str, Any]:
+    """Give the graph's arguments for a lesion.
+
+    Parameters
+    ----------
+    lesion : Lesion
+    links : dict of str to Path
+        Datasets that source addresses refer to.
+    config : RunConfig
+    inputs : RunInputs
+
+    Returns
+    -------
+    dict
+        See :func:`lacuna_nipype.workflows.init_lacuna_wf`.
+    """
+    from lacuna_nipype.io.derivatives import bids_uri
+
+    returns = {
+        analysis: way
+        for analysis in ("fnm", "snm")
+        if (way := inputs.spaces.way_back(analysis, lesion.space)) is not None
+    }
+    if "fnm" in returns and inputs.functional is not None:
+        returns["fnm"] |= {
+            "n_subjects": inputs.functional.n_subjects,
+            "p_maps": config.p_map,
+            "fdr_alpha": config.fdr_alpha,
+            "t_threshold": config.t_threshold,
+        }
+    return {
+        "key": lesion.record.key,
+        "mask_file": lesion.record.path,
+        "entities": lesion.entities,
+        "resolution": lesion.resolution,
+        "normalisation": lesion.normalisation,
+        "warps": inputs.spaces.warps(lesion.space, lesion.normalisation),
+        "returns": returns,
+        "metadata": {
+            "Sources": [bids_uri(lesion.record.path, links)],
+            "SpaceName": lesion.space,
+            "LesionVoxels": lesion.n_voxels,
+            "LesionVolumeML": lesion.volume_ml,
+            "Software": {"Name": "lacuna-nipype", "Version": __version__},
+        },
+    }
