@@ -15,7 +15,7 @@ tutorial := $(demo)/tutorial
 .PHONY: help environment demo test lint docs clean
 
 help:
-	@echo "make demo    write a small data set, run the participant level on it, name the results"
+	@echo "make demo    write a small data set, run both levels on it, name the reports"
 	@echo "make test    run the test suite (PYTEST_ARGS='-k masks' selects)"
 	@echo "make lint    ruff, mypy and codespell"
 	@echo "make docs    build the documentation, warnings as errors"
@@ -29,7 +29,11 @@ demo: $(tutorial)/.complete
 		--functional-connectome $(tutorial)/connectomes/functional \
 		--structural-connectome $(tutorial)/connectomes/structural/demo.tck \
 		--parcel-atlases Demo --plugin MultiProc -w $(demo)/work
-	@echo "Results: $(CURDIR)/$(demo)/derivatives"
+	$(venv)/lacuna-nipype $(tutorial)/bids $(demo)/derivatives group \
+		--plugin MultiProc -w $(demo)/work-group
+	@echo "Reports, to be opened in a browser:"
+	@echo "  one participant  $(CURDIR)/$(demo)/derivatives/sub-01.html"
+	@echo "  the group        $(CURDIR)/$(demo)/derivatives/group.html"
 
 # The file says that the data set was written to its end; one that was cut short is written again.
 $(tutorial)/.complete: | environment
