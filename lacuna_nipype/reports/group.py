@@ -120,7 +120,8 @@ def _make_page(
     problems: list[str],
 ) -> tuple[list[str], str]:
     """Give what went wrong, and the HTML."""
-    from lacuna_nipype.reports.group_sections import model_parts, overlap_parts
+    from lacuna_nipype.reports.group_overlap import overlap_parts
+    from lacuna_nipype.reports.group_tests import model_parts
     from lacuna_nipype.reports.page import Message, render_group_page
     from lacuna_nipype.reports.people import find_people, people_table
 

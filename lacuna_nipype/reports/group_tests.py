@@ -1,9 +1,9 @@
-"""What the page of the group says of overlap maps and of tests."""
+"""What the page of the group says of tests against scores and between groups."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,24 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.reports import figures
 from lacuna_nipype.reports.figures import MapStyle
-from lacuna_nipype.reports.group_results import (
-    GroupResults,
-    RegionFinder,
-    TestResults,
+from lacuna_nipype.reports.group_parts import (
+    ANY,
+    KINDS,
+    add_region,
+    add_space,
+    draw_map,
+    participants_text,
+    peak_of,
+    place_text,
+    title_of,
 )
+from lacuna_nipype.reports.group_results import GroupResults, RegionFinder, TestResults
 from lacuna_nipype.reports.results import ResultFile
-from lacuna_nipype.reports.sections import (
-    TITLES,
-    Analysis,
-    Bar,
-    Bars,
-    Picture,
-    attempt,
-    load_map,
-    number_text,
-)
+from lacuna_nipype.reports.sections import Analysis, Bar, Bars, attempt, load_map, number_text
 from lacuna_nipype.reports.tables import (
     QUANTITIES,
     Column,
@@ -45,233 +42,13 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 LOG_ALPHA = -math.log10(ALPHA)
-# A share that half of the lesions reach is drawn from there on.
-DRAWN_SHARE = 0.5
 MOST_NAMES = 6
 MOST_BARS = 12
 # Of sizes: the colour bar ends there, and a few voxels with huge t do not blacken the others.
 _BAR_PERCENTILE = 98
-# So that only voxels of exactly zero, which were not tested, are left out.
-_ANY = 1e-6
-_KINDS = {"lesion": "Lesions", **TITLES}
 _MAPS = {"lesion": "lesion or none", "fnm": "Fisher z", "snm": "streamlines cut (%)"}
 # What core.association puts in the place of the t of a perfect fit.
 _PERFECT_T = 1e6
-
-
-def words_of(entities: Mapping[str, str]) -> str:
-    """Say which lesions results are about.
-
-    Parameters
-    ----------
-    entities : mapping of str to str
-        By their keys in the file name.
-
-    Returns
-    -------
-    str
-        Such as ``session 01, stroke``.
-    """
-    words = {"ses": "session ", "acq": "acquisition ", "run": "run ", "label": ""}
-    return ", ".join(f"{word}{entities[key]}" for key, word in words.items() if key in entities)
-
-
-def _title(title: str, entities: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> str:
-    """Say in a title which lesions it is about, where there are several kinds."""
-    apart = len({words_of(other) for other in others}) > 1
-    return f"{title} ({words_of(entities)})" if apart else title
-
-
-def participants_text(n: Any) -> str:
-    """Write a number of participants."""
-    return f"{n} participant{'' if n == 1 else 's'}"
-
-
-# --- overlap --------------------------------------------------------------------------------
-
-
-def overlap_parts(results: GroupResults, folder: Path, regions: RegionFinder) -> list[Analysis]:
-    """Describe and draw the overlap maps.
-
-    Parameters
-    ----------
-    results : GroupResults
-    folder : Path
-        Where the figures go.
-    regions : RegionFinder
-
-    Returns
-    -------
-    list of Analysis
-        Lesions first. A map that is damaged is named in its own.
-    """
-    shares: dict[tuple[tuple[str, str], ...], ResultFile] = {}
-    shown: list[tuple[ResultFile, list[ResultFile]]] = []
-    for file in results.overlaps:
-        if file.entities["suffix"] == "probseg":
-            shares[_cohort(file.entities)] = file
-    counted = set()
-    for file in results.overlaps:
-        kind = _cohort(file.entities)
-        if file.entities.get("stat") == "count":
-            counted.add(kind)
-            shown.append((file, [share for key, share in shares.items() if key == kind]))
-        elif file.entities["suffix"] != "probseg":
-            shown.append((file, []))
-    shown += [(share, []) for kind, share in shares.items() if kind not in counted]
-    order = list(_KINDS)
-    shown.sort(key=lambda pair: (order.index(_analysis(pair[0])), -_sign(pair[0])))
-    parts = []
-    for number, (file, others) in enumerate(shown, 1):
-        kinds = [other.entities for other, _ in shown]
-        part = Analysis(f"overlap-{number}", _title(_KINDS[_analysis(file)], file.entities, kinds))
-        parts.append(part)
-        part.files = [file.path, *(other.path for other in others)]
-        attempt(part, "This map", lambda: _describe_overlap(part, file, folder, regions))  # noqa: B023
-    return parts
-
-
-def _cohort(entities: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    kept = ("tpl", "ses", "acq", "run", "res", "label")
-    return tuple((key, entities[key]) for key in kept if key in entities)
-
-
-def _analysis(file: ResultFile) -> str:
-    desc = file.entities["desc"]
-    return "lesion" if desc == "overlap" else desc
-
-
-def _sign(file: ResultFile) -> int:
-    return -1 if file.entities.get("stat") == "overlapnegative" else 1
-
-
-def _describe_overlap(
-    part: Analysis, file: ResultFile, folder: Path, regions: RegionFinder
-) -> None:
-    sidecar = file.sidecar
-    n, threshold = sidecar.get("NumberOfParticipants"), _threshold(sidecar)
-    is_count = file.entities.get("stat") == "count"
-    what = {
-        "lesion": "with a lesion here",
-        "fnm": f"whose network map has t {threshold} here",
-        "snm": f"with {threshold} % of the streamlines cut here",
-    }[_analysis(file)]
-    rule = {"fnm": f", t {threshold}", "snm": f", {threshold} % cut"}.get(_analysis(file), "")
-    title = _KINDS[_analysis(file)]
-    part.title = part.title.replace(title, f"{title}{rule}", 1)
-    if n is not None:
-        part.facts.append(("Participants", str(n)))
-    image, values = load_map(file)
-    if not (values > 0).any():
-        part.remarks.append(f"There is no voxel for participants {what}: nothing is drawn.")
-        return
-    point, largest, ties = _peak(values, image.affine)
-    share = largest / n if is_count and n else largest
-    text = f"{100 * share:.0f} % of the participants"
-    if n:
-        text = f"{round(share * n)} of {participants_text(n)} ({100 * share:.0f} %)"
-    where = _place(point)
-    more = f", the middle of {ties:,} such voxels" if ties > 1 else ""
-    part.facts += [("Largest overlap", f"{text} {what}"), ("Where", where + more)]
-    _add_region(part, file, point, regions)
-    volume = float(abs(np.linalg.det(image.affine[:3, :3])) * (values > 0).sum() / 1000)
-    part.facts.append(("Touched in anyone", f"{number_text(volume)} ml"))
-    _add_space(part, file)
-    if not is_count:
-        import nibabel as nb
-
-        image = nb.Nifti1Image(100 * values, image.affine)
-        largest *= 100
-    low, said = _lowest_drawn(largest, is_count, _analysis(file) == "lesion")
-    style = MapStyle(
-        part.title, f"participants {'(count)' if is_count else '(%)'}", low, float(largest),
-        colours="inferno", symmetric=False, whole=is_count,
-    )  # fmt: skip
-    said = f"Participants {what}{f' (of {n})' if n else ''}. {said}"
-    _draw(part, file, image, style, point, folder, said)
-
-
-def _threshold(sidecar: Mapping[str, Any]) -> str:
-    rule = sidecar.get("Threshold", {})
-    sign = {"above": ">", "below": "<", "at_least": "\u2265"}.get(rule.get("Comparison"), "beyond")
-    value = rule.get("Value")
-    return f"{sign} {value:g}".replace("-", "\u2212") if value is not None else "its threshold"
-
-
-def _peak(
-    values: NDArray[np.floating[Any]], affine: NDArray[np.float64]
-) -> tuple[tuple[float, float, float], float, int]:
-    """Largest value, where it is, and at how many voxels; of several, the one in their middle."""
-    largest = float(values.max())
-    voxels = np.argwhere(values == values.max())
-    middle = voxels.mean(axis=0)
-    chosen = voxels[np.argmin(((voxels - middle) ** 2).sum(axis=1))]
-    x, y, z = affine[:3, :3] @ chosen + affine[:3, 3]
-    return (float(x), float(y), float(z)), largest, len(voxels)
-
-
-def _lowest_drawn(largest: float, is_count: bool, is_lesion: bool) -> tuple[float, str]:
-    """Smallest value that is drawn, and the sentence that says so."""
-    if is_count:
-        return 0.5, "Shown: one and more."
-    half = 100 * DRAWN_SHARE
-    if is_lesion or largest < half:
-        return _ANY, "Shown: all above zero."
-    return half, f"Shown: {half:.0f} % and more."
-
-
-def _place(point: Iterable[float]) -> str:
-    return "x {:.0f}, y {:.0f}, z {:.0f} mm".format(*point)
-
-
-def _add_region(
-    part: Analysis, file: ResultFile, point: Sequence[float], regions: RegionFinder
-) -> None:
-    named = regions.describe(file.entities.get("tpl", ""), point)
-    if named:
-        part.facts.append(("Region there", named))
-
-
-def _add_space(part: Analysis, file: ResultFile) -> None:
-    resolution = file.sidecar.get("Resolution")
-    space = file.sidecar.get("SpaceName") or file.entities.get("tpl", "not known")
-    words = str(resolution)[0].lower() + str(resolution)[1:] if resolution else ""
-    part.facts.append(("Space", f"{space}{f', {words}' if words else ''}"))
-
-
-def _draw(
-    part: Analysis,
-    file: ResultFile,
-    image: Any,
-    style: MapStyle,
-    point: Sequence[float],
-    folder: Path,
-    said: str,
-    *,
-    levels: bool = False,
-) -> None:
-    """Draw slices through a point, a transparent brain, and slices at the usual levels."""
-    stem = file.path.name.removesuffix(".nii.gz").replace("tpl-", "group_space-", 1)
-    where = _place(point)
-    if levels:
-        path = folder / f"{stem}slices.png"
-        figures.draw_map_slices(image, style, path)
-        alt = f"{style.title} on eight axial slices."
-        part.pictures.append(
-            Picture(path, alt, f"{said} z in mm, the same levels in every figure.")
-        )
-    path = folder / f"{stem}peak.png"
-    figures.draw_map_peak(image, style, point, path)
-    alt = f"{style.title}, three slices through the largest value at {where}."
-    caption = f"Slices through the largest value ({where})."
-    part.pictures.append(Picture(path, alt, caption if levels else f"{caption} {said}"))
-    path = folder / f"{stem}glass.png"
-    figures.draw_map_glass(image, style, path)
-    alt = f"{style.title} in a transparent brain from four sides."
-    part.pictures.append(Picture(path, alt, "The largest value along the line of sight."))
-
-
-# --- tests ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -341,7 +118,7 @@ def _model(
     model = Model(f"Association with {name}", name, overview)
     rows: list[tuple[_Found, str]] = []
     for place, test in enumerate(tests, 1):
-        title = _title(_test_title(test), test.entities, (other.entities for other in tests))
+        title = title_of(_test_title(test), test.entities, (other.entities for other in tests))
         part = Analysis(f"model-{number}-test-{place}", title)
         model.tests.append(part)
         part.files = [file.path for file in test.files.values()]
@@ -367,7 +144,7 @@ def _readable(file: ResultFile) -> Mapping[str, Any]:
 
 def _test_title(test: TestResults) -> str:
     entities = test.entities
-    title = _KINDS.get(entities.get("desc", ""), entities.get("desc", ""))
+    title = KINDS.get(entities.get("desc", ""), entities.get("desc", ""))
     if "parcelstats" not in test.files:
         return f"{title}, voxel by voxel"
     quantity = _table_quantity(test)
@@ -552,13 +329,13 @@ def _draw_test(
     import nibabel as nb
 
     image, values, significant = given
-    point, size, ties = _peak(np.abs(values), image.affine)
+    point, size, ties = peak_of(np.abs(values), image.affine)
     voxel = np.rint(np.linalg.inv(image.affine) @ [*point, 1])[:3].astype(int)
     t = float(values[tuple(voxel)])
     more = f", the middle of {ties:,} such voxels" if ties > 1 else ""
-    part.facts.append(("Largest |t|", f"t = {number_text(t)} at {_place(point)}{more}"))
-    _add_region(part, file, point, regions)
-    _add_space(part, file)
+    part.facts.append(("Largest |t|", f"t = {number_text(t)} at {place_text(point)}{more}"))
+    add_region(part, file, point, regions)
+    add_space(part, file)
     tested = dict(part.facts).get("Tested", "").split(" (")[0]
     if significant is not None and significant.any():
         n = int(significant.sum())
@@ -575,7 +352,7 @@ def _draw_test(
             f"Nothing survives: none{of} {known} at p < 0.05, corrected. The "
             "figures show t without a threshold, for orientation only."
         )
-        threshold = min(_ANY, size / 2)
+        threshold = min(ANY, size / 2)
         title, said = "no threshold", "Shown: t of all tested voxels; none is significant."
     perfect = int((np.abs(values) >= _PERFECT_T).sum())
     if perfect:
@@ -587,7 +364,7 @@ def _draw_test(
         f"{part.title}: t, {title}", unit, threshold, _bar_end(values, threshold),
         two_sided=bool((values < 0).any()),
     )  # fmt: skip
-    _draw(part, file, image, style, point, folder, said, levels=True)
+    draw_map(part, file, image, style, point, folder, said, levels=True)
 
 
 def _bar_end(values: NDArray[np.floating[Any]], threshold: float = 0.0) -> float:
@@ -612,13 +389,13 @@ def _draw_enhanced(part: Analysis, file: ResultFile, given: _Map, unit: str, fol
     if not kept.any():
         return
     image = nb.Nifti1Image(kept, image.affine)
-    point, size, _ = _peak(np.abs(kept), image.affine)
+    point, size, _ = peak_of(np.abs(kept), image.affine)
     style = MapStyle(
-        f"{part.title}: t, TFCE p < 0.05, corrected", unit, min(_ANY, size / 2),
+        f"{part.title}: t, TFCE p < 0.05, corrected", unit, min(ANY, size / 2),
         _bar_end(kept), two_sided=bool((kept < 0).any()),
     )  # fmt: skip
     said = "Shown: t of voxels with p < 0.05, corrected, after cluster enhancement (TFCE)."
-    _draw(part, file, image, style, point, folder, said, levels=True)
+    draw_map(part, file, image, style, point, folder, said, levels=True)
 
 
 def _add_clusters(part: Analysis, file: ResultFile, regions: RegionFinder) -> None:
