@@ -99,3 +99,9 @@ def browse(page, folder, *, width=1200, dark=False, table="table.regions", headi
     match = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
     assert match, done.stderr[-2000:]
     return json.loads(match[1]), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def cards(page, start):
+    """Cards of a page whose names start so, by their titles."""
+    found = (e for e in page.iter("div") if (e.get("id") or "").startswith(start))
+    return {words(card.find("h3")): card for card in found}

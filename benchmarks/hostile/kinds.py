@@ -305,12 +305,13 @@ def make_dataset(folder: Path) -> None:
 
 
 def _read_dataset(folder: Path) -> Any:
-    from lacuna_nipype.io.checking import check_masks, load_mni_brain
+    from lacuna_nipype.core.brain import load_brain_mask
+    from lacuna_nipype.io.checking import check_masks
     from lacuna_nipype.io.collect import collect_masks, read_bids_filter_file
 
     filters = read_bids_filter_file(folder / "filter.json")
     found = collect_masks(folder / "bids", bids_filters=filters)
-    checks = check_masks(found.records, brain=load_mni_brain())
+    checks = check_masks(found.records, brain=load_brain_mask())
     errors = [text for check in checks for text in check.errors]
     if errors:
         from lacuna_nipype.core.exceptions import ValidationError

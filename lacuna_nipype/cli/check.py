@@ -117,10 +117,11 @@ def _add_output(words: argparse._SubParsersAction) -> None:
 
 def _check_input(options: argparse.Namespace) -> int:
     from lacuna_nipype.cli.inputs import collect_lesions, find_transforms
+    from lacuna_nipype.core.brain import load_brain_mask
     from lacuna_nipype.core.files import write_table
     from lacuna_nipype.core.spaces import canonical_space
     from lacuna_nipype.execution.resources import available_processors
-    from lacuna_nipype.io.checking import check_masks, check_table, load_mni_brain
+    from lacuna_nipype.io.checking import check_masks, check_table
     from lacuna_nipype.io.normalisation import is_native_space
 
     if options.mask_space is not None and not is_native_space(options.mask_space):
@@ -129,7 +130,7 @@ def _check_input(options: argparse.Namespace) -> int:
     with Progress("Masks read:", "mask") as progress:
         checks = check_masks(
             collection.records,
-            brain=load_mni_brain(),
+            brain=load_brain_mask(),
             on_empty=options.on_empty,
             insist_on_space=options.mask_space is not None,
             normalise=find_transforms(options, collection, []),

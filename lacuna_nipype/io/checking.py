@@ -67,23 +67,6 @@ class MaskCheck:
         return None if self.left_share is None else hemisphere_of(self.left_share)
 
 
-def load_mni_brain() -> tuple[NDArray[np.bool_], Grid]:
-    """Read the MNI152 brain mask that nilearn carries; nothing is downloaded.
-
-    Returns
-    -------
-    mask : array of bool, shape (197, 233, 189)
-    grid : Grid
-        1 mm. The template is the symmetric one of 2009; the asymmetric ones differ from it by a
-        few millimetres, which does not matter for the share of a lesion inside.
-    """
-    # nilearn takes a second or two to import.
-    from nilearn.datasets import load_mni152_brain_mask
-
-    image = load_mni152_brain_mask(resolution=1)
-    return np.asarray(image.dataobj) > 0, Grid.make(image.shape, image.affine)
-
-
 def check_masks(
     records: Sequence[LesionRecord],
     *,
@@ -100,7 +83,8 @@ def check_masks(
     ----------
     records : sequence of LesionRecord
     brain : (array of bool, Grid)
-        Brain mask in MNI coordinates, see :func:`load_mni_brain`.
+        Brain mask in MNI coordinates, see
+        :func:`lacuna_nipype.core.brain.load_brain_mask`.
     on_empty : {"warn", "skip", "error"}
         What a run would do with an empty mask; ``error`` makes an error of it, the others a
         warning.

@@ -322,7 +322,7 @@ def test_a_killed_conversion_can_go_on(tmp_path, write_connectome, sent):
         inspect_connectome(path, check_data=True)
     if sent != signal.SIGKILL:
         assert hidden(out) == []
-        assert text.strip().splitlines()[-1].startswith("Interrupted; finished files are kept")
+        assert text.strip().splitlines()[-1].startswith("lacuna-nipype: Interrupted; finished")
     process = start(*words)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 0, text

@@ -4,6 +4,7 @@ Each fault happens to the real command; what is left is compared with an undistu
 """
 
 import contextlib
+import errno
 import os
 import re
 import resource
@@ -114,9 +115,18 @@ def small_disk(tmp_path):
         pytest.skip(f"a small file system cannot be mounted: {mounted.stderr.strip()}")
 
     def fill():
-        space = os.statvfs(folder)
         with (folder / "filler").open("wb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, space.f_bavail * space.f_frsize - LEFT_BYTES)
+            while True:
+                space = os.statvfs(folder)
+                size = space.f_bavail * space.f_frsize - LEFT_BYTES
+                try:
+                    os.posix_fallocate(stream.fileno(), 0, size)
+                except OSError as error:
+                    # The run took some of it in between.
+                    if error.errno != errno.ENOSPC:
+                        raise
+                else:
+                    return
 
     yield folder, fill, (folder / "filler").unlink
     subprocess.run(["umount", "-l", folder], check=True)

@@ -12,6 +12,7 @@ import nibabel as nb
 import numpy as np
 import pandas as pd
 import pytest
+from pages import by_id, cards, facts, parse, table_rows, words
 
 SPACE = "MNI152NLin6Asym"
 DATA = Path(os.environ["LACUNA_TEST_DATA"]) if os.environ.get("LACUNA_TEST_DATA") else None
@@ -249,6 +250,7 @@ def real(tmp_path_factory, run_command):
     process = run_command(
         *(root / "bids", root / "out", "group", "-w", root / "work_group", "--seed", 1),
         *("--score", "severity", "--permutations", 200),
+        reports=True,
         timeout=900,
     )
     assert process.returncode == 0, process.stdout[-3000:]
@@ -271,3 +273,18 @@ def test_real_lesions(real, validate_bids):
     # Where the score was planted; lesions are large, so the peak may lie some way off.
     assert np.linalg.norm(peak - [-38, -8, 8]) < 20
     validate_bids(out)
+    compare_page(out)
+
+
+def compare_page(out):
+    """The page tells the largest overlap of the 33, counted here, and lists all of them."""
+    page = parse(out / "group.html")
+    total = sum(
+        (np.asarray(nb.load(mask).dataobj) > 0).astype(np.int32)
+        for mask in out.glob("sub-*/anat/*_desc-lesion_mask.nii.gz")
+    )
+    told = facts(cards(page, "overlap-")["Lesions"])
+    assert told["Largest overlap"].startswith(f"{total.max()} of 33 participants")
+    (table,) = by_id(page, "participants").iter("table")
+    assert len(table_rows(table)[1]) == 33
+    assert "Schaefer100" in words(page)

@@ -11,16 +11,11 @@ import nibabel as nb
 import numpy as np
 import pandas as pd
 import pytest
-from pages import browse, by_id, facts, needs_browser, parse, summary, table_rows, words
+from pages import browse, by_id, cards, facts, needs_browser, parse, summary, table_rows, words
 
 SPACE = "MNI152NLin6Asym"
 DATA = Path(os.environ["LACUNA_TEST_DATA"]) if os.environ.get("LACUNA_TEST_DATA") else None
 ATLAS_STEM = "tpl-MNI152NLin6Asym_res-01_atlas-Schaefer2018_desc-100Parcels7Networks_dseg"
-
-
-def cards(page, start):
-    found = (e for e in page.iter("div") if (e.get("id") or "").startswith(start))
-    return {words(card.find("h3")): card for card in found}
 
 
 @pytest.fixture(scope="module")
@@ -226,47 +221,3 @@ def test_a_browser_shows_the_page(grouped, tmp_path, width, dark):
     assert seen["first"] == [row[0] for row in by_volume[:3]]
     assert seen["second"] == [row[0] for row in by_volume[::-1][:3]]
     assert seen["third"][0] == "sub-01"
-
-
-@pytest.mark.real_data
-@pytest.mark.skipif(
-    DATA is None or not (DATA / "lesions_stroke").is_dir(),
-    reason="LACUNA_TEST_DATA does not name a folder with the real data",
-)
-def test_real_lesions_have_a_page(run_command, tmp_path):
-    rows = ["participant_id\tseverity"]
-    for source in sorted((DATA / "lesions_stroke").glob("Subject_*.nii.gz")):
-        subject = source.name.removeprefix("Subject_").removesuffix(".nii.gz")
-        target = tmp_path / f"bids/sub-{subject}/anat/sub-{subject}_label-stroke_mask.nii.gz"
-        target.parent.mkdir(parents=True)
-        target.symlink_to(source)
-        rows.append(f"sub-{subject}\t{int(subject) % 7}")
-    (tmp_path / "bids" / "dataset_description.json").write_text(
-        json.dumps({"Name": "real", "BIDSVersion": "1.10.1", "DatasetType": "derivative"})
-    )
-    (tmp_path / "bids" / "participants.tsv").write_text("\n".join(rows) + "\n")
-    atlas, out = DATA / "parcellations" / ATLAS_STEM, tmp_path / "out"
-    made = run_command(
-        *(tmp_path / "bids", out, "participant", "--mask-space", SPACE, "-w", tmp_path / "work"),
-        *("--custom-parcellation", "Schaefer100", f"{atlas}.nii.gz", f"{atlas}.txt", SPACE),
-        timeout=280,
-    )
-    assert made.returncode == 0, made.stdout[-3000:]
-    run = run_command(
-        *(tmp_path / "bids", out, "group", "-w", tmp_path / "work", "--score", "severity"),
-        *("--analysis", "rd", "lesion", "--permutations", 100),
-        reports=True,
-        timeout=280,
-    )
-    assert run.returncode == 0, run.stdout[-3000:]
-    page = parse(out / "group.html")
-    # The largest overlap of the 33, counted here.
-    total = sum(
-        (np.asarray(nb.load(mask).dataobj) > 0).astype(np.int32)
-        for mask in out.glob("sub-*/anat/*_desc-lesion_mask.nii.gz")
-    )
-    told = facts(cards(page, "overlap-")["Lesions"])
-    assert told["Largest overlap"].startswith(f"{total.max()} of 33 participants")
-    (table,) = by_id(page, "participants").iter("table")
-    assert len(table_rows(table)[1]) == 33
-    assert "Schaefer100" in words(page)

@@ -114,8 +114,7 @@ def assert_nothing_is_mixed(text, code, files, out):
 
 
 @pytest.mark.mrtrix
-@pytest.mark.parametrize(("name", "command"), [("demo.tck", "tckmap"), ("demo.tck", "tckedit"),
-                                               ("weights.txt", "tckmap")])  # fmt: skip
+@pytest.mark.parametrize(("name", "command"), [("demo.tck", "tckedit"), ("weights.txt", "tckmap")])
 def test_while_mrtrix_reads(name, command, make_files, arguments, expected, run_command, tmp_path):
     files = make_files(name)
     more = ("--streamline-weights", files.folder / "weights.txt")
@@ -161,11 +160,9 @@ run_from_command_line()
 @pytest.mark.parametrize(
     ("name", "engine", "step"),
     [
-        ("demo.tck", "index", "CheckTractogram"),
+        # tests/workflows and tests/interfaces have every reader.
         ("demo.tck", "index", "BuildStreamlineIndex"),
-        ("demo.tck", "index", "IndexedDensity"),
         ("weights.txt", "index", "CheckTractogram"),
-        ("demo.h5", "made", "CheckTractogram"),
         ("demo.h5", "made", "IndexedDensity"),
     ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lacuna_nipype.core.spaces import Grid, template_grid
-from lacuna_nipype.io.checking import check_masks, check_table, load_mni_brain
+from lacuna_nipype.io.checking import check_masks, check_table
 from lacuna_nipype.io.collect import LesionRecord
 from lacuna_nipype.io.normalisation import NativeTransform
 
@@ -214,11 +214,3 @@ def test_table(record):
     assert table["mask"].tolist() == ["sub-01/sub-01_mask.nii.gz", "sub-02/sub-02_mask.nii.gz"]
     assert table["errors"].isna().tolist() == [True, False]
     assert len(check_table([])) == 0
-
-
-def test_the_brain_that_nilearn_carries():
-    mask, grid = load_mni_brain()
-    assert 1700 < np.count_nonzero(mask) * grid.voxel_volume_ml < 2000
-    inside = np.rint(np.linalg.inv(grid.affine) @ [-30, -20, 20, 1])[:3].astype(int)
-    assert mask[tuple(inside)]
-    assert not mask[0, 0, 0]
