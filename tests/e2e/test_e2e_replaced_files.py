@@ -114,7 +114,7 @@ def assert_nothing_is_mixed(text, code, files, out):
 
 
 @pytest.mark.mrtrix
-@pytest.mark.parametrize(("name", "command"), [("demo.tck", "tckedit"), ("weights.txt", "tckmap")])
+@pytest.mark.parametrize(("name", "command"), [("demo.tck", "tckedit")])
 def test_while_mrtrix_reads(name, command, make_files, arguments, expected, run_command, tmp_path):
     files = make_files(name)
     more = ("--streamline-weights", files.folder / "weights.txt")
@@ -162,7 +162,6 @@ run_from_command_line()
     [
         # tests/workflows and tests/interfaces have every reader.
         ("demo.tck", "index", "BuildStreamlineIndex"),
-        ("weights.txt", "index", "CheckTractogram"),
         ("demo.h5", "made", "IndexedDensity"),
     ],
 )
