@@ -17,6 +17,7 @@ from lacuna_nipype.atlases.labels import RegionName, read_labels
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import atomic_path, parse_json
 from lacuna_nipype.core.images import open_image, read_voxels, verify_checksum
+from lacuna_nipype.core.masks import check_affine
 from lacuna_nipype.core.parcels import (
     Parcels,
     SparseSampler,
@@ -85,7 +86,8 @@ def open_atlas(path: Path) -> tuple[nb.Nifti1Image, Grid, int]:
     Raises
     ------
     ValidationError
-        The file is missing or no NIfTI image of three or four dimensions.
+        The file is missing, no NIfTI image of three or four dimensions, or does not say where
+        its voxels are.
     """
     try:
         image = open_image(path, keep_file_open=True)
@@ -100,6 +102,7 @@ def open_atlas(path: Path) -> tuple[nb.Nifti1Image, Grid, int]:
         shape = shape[:3]
     if len(shape) not in (3, 4):
         raise ValidationError(f"Atlas image {path} has {len(shape)} dimensions, not 3 or 4.")
+    check_affine(image.affine, f"Atlas image {path}")
     grid = Grid.make(shape[:3], image.affine)
     return image, grid, shape[3] if len(shape) == 4 else 0
 

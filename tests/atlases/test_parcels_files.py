@@ -312,6 +312,17 @@ def test_a_header_of_an_unknown_type(atlas):
         load_parcels(image, labels)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0, 1e30])
+def test_an_affine_that_places_no_voxel(atlas, value):
+    image, labels = atlas(labelled([1]), "a\n", name="atlas.nii")
+    header = bytearray(image.read_bytes())
+    # The first row of the sform.
+    header[280:296] = np.array([value] * 4, "<f4").tobytes()
+    image.write_bytes(header)
+    with pytest.raises(ValidationError, match=r"atlas\.nii"):
+        load_parcels(image, labels)
+
+
 def test_another_image_format(tmp_path, atlas):
     _, labels = atlas(labelled([1]), "a\n")
     nib.save(nib.MGHImage(labelled([1]), AFFINE), tmp_path / "atlas.mgz")
