@@ -8,6 +8,7 @@ interpolated linearly, as ITK does, and displaces nothing outside its grid.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import zlib
@@ -369,6 +370,8 @@ def _check_composite(path: Path) -> None:
     with h5py.File(path, "r") as file:
         group = file["TransformGroup"]
         kinds = [bytes(group[key]["TransformType"][0]).decode() for key in group]
+        for key, kind in zip(group, kinds, strict=True):
+            _check_sizes(group[key], kind, path)
     if not kinds or not kinds[0].startswith(_COMPOSITE):
         raise ValidationError(
             f"Transform {path} holds no composite transform; write it with ANTs' "
@@ -385,6 +388,27 @@ def _check_composite(path: Path) -> None:
         raise ValidationError(
             f"Transform {path} is a composite of {len(kinds) - 1} transforms; one of 1 to 9 can "
             "be read."
+        )
+
+
+def _check_sizes(group: Any, kind: str, path: Path) -> None:
+    """Refuse parameters of another number than a transform has, before they are read."""
+
+    def find(name: str) -> Any:
+        # Older versions of ITK wrote the word without its first s.
+        return group[name] if name in group else group.get(name.replace("Trans", "Tran"), ())
+
+    fixed, parameters = find("TransformFixedParameters"), find("TransformParameters")
+    sizes = int(np.size(fixed)), int(np.size(parameters))
+    fits = True
+    if kind.startswith(_AFFINE):
+        fits = sizes == (3, 12)
+    elif kind.startswith(_FIELD):
+        fits = sizes[0] == 18 and sizes[1] == 3 * math.prod(map(float, fixed[:3]))
+    if not fits:
+        raise ValidationError(
+            f"Transform {path} holds {sizes[1]} parameters and {sizes[0]} fixed ones, which is "
+            f"not what a {kind} has; it is damaged or of another program."
         )
 
 

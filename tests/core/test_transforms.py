@@ -205,6 +205,16 @@ def nifti(path, shape, intent="", dtype=np.float32):
     nb.save(image, path)
 
 
+def swollen(path, name):
+    """A composite of an affine that claims a thousand million parameters, in a few bytes."""
+    composite_of(path, "CompositeTransform", "AffineTransform_double_3_3")
+    with h5py.File(path, "a") as file:
+        group = file["TransformGroup/1"]
+        for part, size in (("TransformParameters", 12), ("TransformFixedParameters", 3)):
+            n = 10**9 if part == name else size
+            group.create_dataset(part, shape=(n,), dtype="f8", compression="gzip")
+
+
 def composite_of(path, *kinds):
     with h5py.File(path, "w") as file:
         for number, kind in enumerate(kinds):
@@ -221,6 +231,8 @@ UNREADABLE = {
     "foreign.h5": lambda path: composite_of(path, "CompositeTransform", "BSplineTransform"),
     "many.h5": lambda path: composite_of(path, "CompositeTransform", *["AffineTransform"] * 10),
     "hollow.h5": lambda path: composite_of(path, "CompositeTransform", "AffineTransform"),
+    "swollen.h5": lambda path: swollen(path, "TransformParameters"),
+    "swollen_fixed.h5": lambda path: swollen(path, "TransformFixedParameters"),
     "words.txt": lambda path: path.write_text("hello"),
     "bytes.txt": lambda path: path.write_bytes(bytes(range(256))),
     "rigid.txt": lambda path: path.write_text(
