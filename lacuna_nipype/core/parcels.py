@@ -76,7 +76,7 @@ def _row_blocks(weights: sp.csr_array) -> Iterator[slice]:
 
 
 def integer_labels(data: NDArray[Any], name: str) -> NDArray[np.int64]:
-    """Labels of an image as integers; everything at or below zero is background.
+    """Labels of an image as integers; NaN and everything at or below zero is background.
 
     Parameters
     ----------
@@ -92,13 +92,18 @@ def integer_labels(data: NDArray[Any], name: str) -> NDArray[np.int64]:
     Raises
     ------
     ValidationError
-        The values are not whole numbers.
+        The values are not whole numbers, or infinite.
     """
     if data.dtype.kind not in "biuf":
         raise ValidationError(f"{name} holds {data.dtype} values where labels are plain numbers.")
     if data.dtype.kind == "f":
-        rounded = np.rint(np.where(np.isfinite(data), data, 0))
-        if not np.allclose(np.where(np.isfinite(data), data, 0), rounded, atol=1e-3, rtol=0):
+        if np.isposinf(data).any():
+            raise ValidationError(
+                f"{name} has infinite values, which are the label of no parcel; write it again."
+            )
+        values = np.where(np.isfinite(data), data, 0)
+        rounded = np.rint(values)
+        if not np.allclose(values, rounded, atol=1e-3, rtol=0):
             raise ValidationError(
                 f"{name} is a 3D image with values that are not whole numbers; a labelled atlas "
                 "holds one integer per parcel (a probabilistic one is 4D)."

@@ -89,6 +89,11 @@ def test_a_background_of_nan(atlas):
     assert np.argwhere(dense(parcels)[0]).tolist() == [[2, 1, 0]]
 
 
+def test_infinity_is_no_label(atlas):
+    with pytest.raises(ValidationError, match=r"atlas\.nii\.gz"):
+        load_parcels(*atlas(labelled([1, 2, np.inf], dtype=np.float64), "a\nb\n"))
+
+
 def test_labels_scaled_in_the_header(tmp_path, atlas):
     image = nib.Nifti1Image(labelled([2, 4, 4], np.int16), AFFINE)
     image.header.set_slope_inter(0.5, 0)

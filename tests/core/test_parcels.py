@@ -116,8 +116,10 @@ def test_integer_labels_by_hand():
     assert (
         integer_labels(data.astype(np.float64), "x").tolist() == integer_labels(data, "x").tolist()
     )
-    values = np.array([np.nan, np.inf, -1.0, 1.9999, 255.0004], dtype=np.float32)
+    values = np.array([np.nan, -np.inf, -1.0, 1.9999, 255.0004], dtype=np.float32)
     assert integer_labels(values, "x").tolist() == [0, 0, 0, 2, 255]
+    with pytest.raises(ValidationError, match="infinite"):
+        integer_labels(np.append(values, np.inf), "x")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.float32])
