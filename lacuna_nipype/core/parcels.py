@@ -30,6 +30,9 @@ STATISTICS = ("mean", "sum", "median", "std", "percent", "volume")
 # Weights that are widened to double precision at a time.
 _WEIGHTS_AT_A_TIME = 4_000_000
 
+# Beyond it, floats are not exact and integers of 64 bits overflow.
+LARGEST_LABEL = 2**53
+
 
 @dataclass(frozen=True, eq=False)
 class Parcels:
@@ -92,15 +95,16 @@ def integer_labels(data: NDArray[Any], name: str) -> NDArray[np.int64]:
     Raises
     ------
     ValidationError
-        The values are not whole numbers, or infinite.
+        The values are not whole numbers, infinite, or too large for a label.
     """
     if data.dtype.kind not in "biuf":
         raise ValidationError(f"{name} holds {data.dtype} values where labels are plain numbers.")
+    if data.size and (data > LARGEST_LABEL).any():
+        raise ValidationError(
+            f"{name} has values above {LARGEST_LABEL}, which are the label of no parcel; write it "
+            "again."
+        )
     if data.dtype.kind == "f":
-        if np.isposinf(data).any():
-            raise ValidationError(
-                f"{name} has infinite values, which are the label of no parcel; write it again."
-            )
         values = np.where(np.isfinite(data), data, 0)
         rounded = np.rint(values)
         if not np.allclose(values, rounded, atol=1e-3, rtol=0):

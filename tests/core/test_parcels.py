@@ -118,8 +118,11 @@ def test_integer_labels_by_hand():
     )
     values = np.array([np.nan, -np.inf, -1.0, 1.9999, 255.0004], dtype=np.float32)
     assert integer_labels(values, "x").tolist() == [0, 0, 0, 2, 255]
-    with pytest.raises(ValidationError, match="infinite"):
-        integer_labels(np.append(values, np.inf), "x")
+    for large in (np.inf, 1e30):
+        with pytest.raises(ValidationError, match="above"):
+            integer_labels(np.append(values, large), "x")
+    with pytest.raises(ValidationError, match="above"):
+        integer_labels(np.array([2**64 - 1], dtype=np.uint64), "x")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.float32])
