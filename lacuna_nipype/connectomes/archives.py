@@ -180,7 +180,8 @@ def _explained(path: Path, folder: Path, names: _Names) -> Iterator[None]:
         raise ValidationError(
             f"{path} is truncated or damaged {place}; download it again."
         ) from error
-    # zipfile raises this for methods of compression that Python does not have.
+    # Not an open end: zipfile raises this for encryption and for methods of compression that
+    # Python does not have.
     except NotImplementedError as error:
         raise ValidationError(
             f"{path} is packed by a method that cannot be read; pack it as tar, tar.gz or zip."

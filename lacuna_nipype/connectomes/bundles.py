@@ -20,7 +20,8 @@ from lacuna_nipype.core.files import atomic_path, open_regular, parse_json
 # Rows of a table that are read at a time.
 BLOCK_ROWS = 1 << 20
 NONE = "n/a"
-# What numpy and zipfile raise for archives that are damaged or hold something else.
+# What numpy and zipfile raise for archives that are damaged or hold something else;
+# NotImplementedError is zipfile's, for encryption and methods of compression it does not have.
 _NO_ARCHIVE = (
     *(OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError),
     *(OverflowError, MemoryError, NotImplementedError, RuntimeError, SyntaxError),

@@ -44,7 +44,8 @@ _TRX_OFFSETS = {f"offsets.uint{bits}": np.dtype(f"<u{bits // 8}") for bits in (3
 _MATLAB_DTYPES = {0: "<f8", 1: "<f4", 2: "<i4", 3: "<i2", 4: "<u2", 5: "u1"}
 _TT_UNITS = 32
 _MOST_HEADER_BYTES = 1 << 24
-# What the libraries raise for headers and points that are damaged or absurd.
+# What the libraries raise for headers and points that are damaged or absurd; NotImplementedError
+# is zipfile's, for a .trx with encryption or a method of compression that it does not have.
 _DAMAGE = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, OverflowError),
     *(NotImplementedError, RuntimeError, MemoryError, ZeroDivisionError, RecursionError),

@@ -208,6 +208,8 @@ class Disconnectivity:
         ValidationError
             As :func:`count_matrix` and :meth:`make`.
         """
+        if full.ndim != 2 or full.shape[0] != full.shape[1]:
+            raise ValidationError(f"A matrix of shape {full.shape} is of no parcellation.")
         # Counted where they are compared: to a new process, memory that it touches for the
         # first time is dearer than all the arithmetic.
         parts = np.empty((3, *full.shape))

@@ -56,7 +56,8 @@ _MOST_BLOCKS = 6
 _CELL_MM = 8.0
 _MARGIN = 1e-3
 _INVERSE_TOLERANCE_MM = 1e-4
-# What libraries raise for files that are damaged or of another kind.
+# What libraries raise for files that are damaged or of another kind; NotImplementedError is
+# scipy's for a .mat file of MATLAB 7.3, and nitransforms' for a transform that is no affine.
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
     *(NotImplementedError, OverflowError, MemoryError, RuntimeError),

@@ -107,6 +107,9 @@ def test_a_lesion_is_counted_and_compared_at_once(weighted, share):
         assert np.array_equal(getattr(at_once, name), getattr(apart, name)), name
     with pytest.raises(ValidationError, match="more streamlines"):
         Disconnectivity.of_lesion(full / 2, pairs, np.arange(len(pairs)), own)
+    for shape in (full[0], full[:4]):
+        with pytest.raises(ValidationError, match="parcellation"):
+            Disconnectivity.of_lesion(shape, pairs, hits, own)
 
 
 def test_order_of_streamlines_and_of_their_ends_does_not_matter():

@@ -114,7 +114,8 @@ def assert_nothing_is_mixed(text, code, files, out):
 
 
 @pytest.mark.mrtrix
-@pytest.mark.parametrize(("name", "command"), [("demo.tck", "tckedit")])
+@pytest.mark.parametrize(("name", "command"), [("demo.tck", "tckmap"), ("demo.tck", "tckedit"),
+                                               ("weights.txt", "tckmap")])  # fmt: skip
 def test_while_mrtrix_reads(name, command, make_files, arguments, expected, run_command, tmp_path):
     files = make_files(name)
     more = ("--streamline-weights", files.folder / "weights.txt")
@@ -160,8 +161,11 @@ run_from_command_line()
 @pytest.mark.parametrize(
     ("name", "engine", "step"),
     [
-        # tests/workflows and tests/interfaces have every reader.
+        ("demo.tck", "index", "CheckTractogram"),
         ("demo.tck", "index", "BuildStreamlineIndex"),
+        ("demo.tck", "index", "IndexedDensity"),
+        ("weights.txt", "index", "CheckTractogram"),
+        ("demo.h5", "made", "CheckTractogram"),
         ("demo.h5", "made", "IndexedDensity"),
     ],
 )

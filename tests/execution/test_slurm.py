@@ -183,12 +183,46 @@ def test_a_job_that_is_killed_from_outside(make, cluster):
     assert "signal 9" in outcome["failures"]["wf.bad"]
 
 
+def test_squeue_that_fails_for_a_while_changes_nothing(make, tmp_path):
+    """Also for jobs that end meanwhile: their outcome is a file."""
+    started = tmp_path / "started"
+    real = shutil.which("squeue")
+    environment = fake_command(
+        tmp_path,
+        "squeue",
+        f"[ -e {started} ] || date +%s > {started}\n"
+        f"if [ $(( $(date +%s) - $(cat {started}) )) -lt 10 ]; then\n"
+        '  echo "slurm_load_jobs error: Socket timed out on send/recv operation" >&2; exit 1\n'
+        f'fi\nexec {real} "$@"',
+    )
+    run = make(CHAIN.format(function="times").replace("x=3", "x=12"), environment)
+    outcome = run.run()
+    assert started.exists()
+    assert outcome["failures"] == {}
+    assert set(outcome["nodes"].values()) == {"done"}
+    assert run.log.count("Socket timed out") == 1
+    assert "SLURM answers again" in run.log
+
+
 def test_squeue_that_never_answers_ends_the_run(make, cluster, tmp_path):
     environment = fake_command(tmp_path, "squeue", "echo broken >&2; exit 1")
     run = make(ONE.format(function="sleeps", x=300), environment, squeue_timeout=3)
     outcome = run.run()
     assert "no answer for 3 s" in outcome["failures"]["wf.one"]
     assert "broken" in outcome["failures"]["wf.one"]
+
+
+def test_controller_that_restarts_in_the_middle(make, cluster):
+    run = make(SLEEPERS.format(seconds=6))
+    process = run.start()
+    job_of(cluster, run, "sleeper0")
+    cluster.stop_daemon("slurmctld")
+    time.sleep(3)
+    cluster.start_daemon("slurmctld")
+    outcome = run.finish(process)
+    wait_until(cluster.is_ready, say=cluster.logs)
+    assert outcome["failures"] == {}
+    assert set(outcome["nodes"].values()) == {"done"}
 
 
 def test_controller_that_is_away_when_a_job_is_submitted(make, cluster):
