@@ -468,8 +468,7 @@ def _plan_tests(
         reason = next(
             (reason for _, reason in refused), "There is no map or table of regions to test."
         )
-        apart = any("session" in cohort.entities for cohort in cohorts if _is_tested(cohort))
-        if apart and not asked.pool_sessions:
+        if _are_apart([cohort for cohort in cohorts if _is_tested(cohort)]):
             reason += " Sessions are kept apart; --pool-sessions takes each participant's first."
         raise ValidationError(reason)
     for (column, reason), places in refused.items():
@@ -477,6 +476,13 @@ def _plan_tests(
         plan.notices.append(
             f"{column} is not tested in {kinds} of results, such as {places[0]}: {reason}"
         )
+
+
+def _are_apart(cohorts: Sequence[Cohort]) -> bool:
+    """Tell whether sessions together have more participants than any cohort by itself."""
+    everyone = {who for cohort in cohorts for who in cohort.participants}
+    most = max((len(cohort.participants) for cohort in cohorts), default=0)
+    return any("session" in cohort.entities for cohort in cohorts) and len(everyone) > most
 
 
 def _is_tested(cohort: Cohort) -> bool:

@@ -196,3 +196,20 @@ def test_without_table_a_score_is_refused(study, capsys):
     words = [study / "bids", study / "out", "group", "-w", study / "work", "--score", "score"]
     assert main([str(word) for word in words]) == 2
     assert "--participants" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["over sessions", "in one session"])
+def test_sessions_are_named_where_together_they_would_do(tmp_path, split):
+    """Two participants are too few for a test; four would do."""
+    out, bids = tmp_path / "out", tmp_path / "bids"
+    rows = [f"sub-{subject}\t{number**2}" for number, subject in enumerate(SUBJECTS)]
+    write_participants(bids, "participant_id\tscore\n" + "\n".join(rows) + "\n")
+    for number, subject in enumerate(SUBJECTS[: 4 if split else 2]):
+        session = "02" if number > 1 else "01"
+        write_table(out, subject, (number, number**2, 1), session=session)
+    options = ("--score", "score", "--no-volume-covariate")
+    with pytest.raises(ValidationError, match="too few") as error:
+        plan_group(configure(tmp_path, *options))
+    assert ("--pool-sessions" in str(error.value)) == split
+    if split:
+        assert plan_group(configure(tmp_path, *options, "--pool-sessions")).table_tests
