@@ -15,7 +15,7 @@ from lacuna_nipype.reports.results import (
     OUTCOME_NAME,
     ResultFile,
     file_entities,
-    read_json,
+    read_object,
 )
 from lacuna_nipype.reports.tables import read_table
 
@@ -143,7 +143,7 @@ def read_group_runs(output_dir: Path) -> tuple[dict[str, Any], ...]:
     """
     runs = []
     for path in sorted(output_dir.glob(f"logs/*/{OUTCOME_NAME}")):
-        record = read_json(path)
+        record = read_object(path)
         if GROUP_RECORD not in record:
             continue
         own = record[GROUP_RECORD]

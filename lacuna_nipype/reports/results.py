@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import read_json
 
 OUTCOME_NAME = "outcome.json"
 _IDENTITY = ("ses", "acq", "run", "label")
@@ -44,7 +44,7 @@ class ResultFile:
     @cached_property
     def sidecar(self) -> dict[str, Any]:
         """Content of the JSON beside it; empty where there is none."""
-        return read_json(self.sidecar_path)
+        return read_object(self.sidecar_path)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LesionResults:
         return max(found, key=lambda file: file.path.stat().st_mtime_ns, default=None)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Parameters
@@ -111,10 +111,10 @@ def read_json(path: Path) -> dict[str, Any]:
         The file is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return {}
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise ValidationError(f"{path} is damaged; remove it and run again.") from error
     if not isinstance(content, dict):
         raise ValidationError(f"{path} must hold a JSON object; remove it and run again.")
@@ -227,7 +227,7 @@ def read_runs(output_dir: Path, participant: str) -> tuple[dict[str, Any], ...]:
     """
     runs: dict[str, dict[str, Any]] = {}
     for path in sorted((output_dir / f"sub-{participant}").glob("sub-*_desc-provenance.json")):
-        for run in read_json(path).get("Runs", []):
+        for run in read_object(path).get("Runs", []):
             if not isinstance(run, dict) or not set(run) >= _OF_A_RUN:
                 raise ValidationError(f"{path} lacks what a run records; remove it and run again.")
             known = runs.setdefault(run["RunID"], {**run, "Inputs": []})
@@ -255,7 +255,7 @@ def read_outcomes(output_dir: Path) -> dict[str, dict[str, Any]]:
     """
     outcomes: dict[str, dict[str, Any]] = {}
     for path in sorted(output_dir.glob(f"logs/*/{OUTCOME_NAME}")):
-        record = read_json(path)
+        record = read_object(path)
         for participant, own in record.get("Participants", {}).items():
             errors = list(own.get("Errors", []))
             if record.get("Ended") is None:

@@ -626,10 +626,10 @@ def read_volume(path: Path) -> tuple[NDArray[np.float64], NDArray[Any]]:
 
 
 def _stats(shown: _Shown, analysis: str) -> dict[str, Any]:
-    from lacuna_nipype.reports.results import read_json
+    from lacuna_nipype.reports.results import read_object
 
     file = shown.lesion.newest("stats", analysis)
-    return {} if file is None else read_json(file.path)
+    return {} if file is None else read_object(file.path)
 
 
 def _bars(table: RegionTable, key: str) -> list[Bars]:
