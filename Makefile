@@ -2,7 +2,7 @@
 # PYTEST_ARGS=... goes to pytest.
 
 PYTHON ?=
-PYTEST_ARGS ?= -n auto --dist loadfile
+PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 export PYTHON
 
 venv := .venv/bin

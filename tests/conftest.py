@@ -27,6 +27,12 @@ _load("run_results")
 _load("pages")
 
 
+def pytest_collection_modifyitems(items):
+    """Put the longest modules first, so that no worker is left alone with one at the end."""
+    longest = {"e2e": 0, "execution": 1}
+    items.sort(key=lambda item: longest.get(item.path.parent.name, 2))
+
+
 @pytest.fixture(autouse=True)
 def data_folder(tmp_path_factory, monkeypatch):
     """Keep tests away from the registries and downloads of whoever runs them."""
