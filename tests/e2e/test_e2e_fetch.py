@@ -400,7 +400,9 @@ def test_hcp1065(home, tmp_path):
         command = ("fetch", "hcp1065", "--output-dir", out)
         storage = server.storage_path("hcp1065_avg_tracts_trk.zip")
         server.add_fault(storage, slow(len(content) // 3))
-        resumes(server, storage, "hcp1065_avg_tracts_trk.zip", len(content), start(*command), command)
+        resumes(
+            server, storage, "hcp1065_avg_tracts_trk.zip", len(content), start(*command), command
+        )
     expected = [line for lines in kept.values() for line in lines]
     found = list(iter_tck_streamlines(out / "hcp1065.tck"))
     assert len(found) == len(expected)
