@@ -134,6 +134,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", type=int, action="append", help="number of a case to run again")
+    parser.add_argument("--kind", default="", help="only cases whose kind begins like this")
     parser.add_argument("--keep", type=Path, default=Path("hostile-failures"))
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -146,7 +147,10 @@ def main() -> int:
         answer(options.seed, options.worker)
         return 0
     began = time.perf_counter()
-    numbers = options.only or list(range(options.cases))
+    numbers = options.only or [
+        number for number in range(options.cases)
+        if case_of(options.seed, number)[0].name.startswith(options.kind)
+    ]  # fmt: skip
     options.keep = options.keep.absolute()
     with tempfile.TemporaryDirectory(prefix="hostile-") as base:
         (Path(base) / "cases").mkdir()

@@ -49,7 +49,7 @@ class Command:
     claims: Callable[[Path], list[Path]] = lambda folder: []
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     package = Path(__file__).resolve().parents[2]
     return {
         **os.environ,
@@ -75,7 +75,7 @@ def run(command: Command, folder: Path, sound: Path, target: str) -> str:
     """
     words = [sys.executable, "-m", "lacuna_nipype", *map(str, command.words(folder))]
     process = subprocess.Popen(
-        words, cwd=folder, env=_environment(folder), stdin=subprocess.DEVNULL,
+        words, cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
@@ -195,45 +195,6 @@ def _sources(folder: Path, text: str) -> str:
     return "" if "gsp1000" in text.lower() else "it does not list gsp1000"
 
 
-# A run
-
-
-def _make_run(folder: Path) -> None:
-    data.write_dataset(folder / "bids")
-    data.write_atlas(folder)
-
-
-def _run(folder: Path) -> list[object]:
-    return [folder / "bids", folder / "out", "participant", "--plugin", "Linear", "--analysis",
-            "rd", "-w", folder / "work", "--custom-parcellation", "Own", folder / "labels.nii.gz",
-            folder / "labels.tsv", data.SPACE]  # fmt: skip
-
-
-def _right_damage(folder: Path, text: str) -> str:
-    tables = list((folder / "out" / "sub-01").rglob("*_parcelstats.tsv"))
-    if len(tables) != 1:
-        return f"there are {len(tables)} tables"
-    with tables[0].open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    lesion = plain.mask(folder / "bids" / "sub-01" / "anat" / f"{data.MASK_NAME}.nii.gz")
-    labels, affine = plain.image(folder / "labels.nii.gz")
-    labels = np.rint(labels.reshape(labels.shape[:3]).astype(float))
-    if labels.shape != lesion["mask"].shape or not np.allclose(affine, lesion["affine"]):
-        return ""  # resampled: what comes out is for other tests to say
-    for row in rows:
-        inside = labels == int(row["index"])
-        if not inside.any():
-            continue
-        expected = 100 * (inside & lesion["mask"]).sum() / inside.sum()
-        if not np.isclose(float(row["damagepct"]), expected, atol=1e-6):
-            return f"region {row['index']} has {row['damagepct']} %, not {expected} %"
-    return ""
-
-
-def _results(folder: Path) -> list[Path]:
-    return list((folder / "out").glob("sub-*/**/*_parcelstats.tsv"))
-
-
 COMMANDS: tuple[Command, ...] = (
     *(Command("check input", kinds.make_dataset, (target,), _check_input, _right_table)
       for target in (f"bids/sub-01/anat/{data.MASK_NAME}.nii.gz",
@@ -253,7 +214,4 @@ COMMANDS: tuple[Command, ...] = (
             lambda folder: ["connectome", "list"], _names),
     Command("fetch --list", data.write_registry, ("connectomes/sources.json",),
             lambda folder: ["fetch", "--list"], _sources),
-    Command("participant", _make_run,
-            (f"bids/sub-01/anat/{data.MASK_NAME}.nii.gz", "labels.nii.gz", "labels.tsv"),
-            _run, _right_damage, _results),
 )  # fmt: skip

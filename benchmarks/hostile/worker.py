@@ -22,6 +22,7 @@ import numpy as np
 from .commands import COMMANDS, SECONDS, Command, run
 from .kinds import KINDS, Kind
 from .mutations import pick, spoil
+from .runs import RUNS
 
 # Every so many cases one goes through the command line.
 COMMAND_EVERY = 10
@@ -37,7 +38,7 @@ def case_of(seed: int, number: int) -> tuple[Kind | Command, str, np.random.Gene
     """What a case reads, which file is spoilt, and the generator of the damage."""
     rng = np.random.default_rng([seed, number])
     command = number % COMMAND_EVERY == COMMAND_EVERY - 1
-    subject: Kind | Command = pick(rng, COMMANDS if command else KINDS)
+    subject: Kind | Command = pick(rng, (*COMMANDS, *RUNS) if command else KINDS)
     return subject, pick(rng, subject.targets), rng
 
 

@@ -19,11 +19,20 @@ from lacuna_nipype.connectomes.streamline_index import (
     read_index_record,
 )
 from lacuna_nipype.connectomes.tractogram import check_tck, measure_step_size, upsample_ratio
-from lacuna_nipype.connectomes.tractogram_formats import TRACTOGRAM_SUFFIXES, tractogram_suffix
+from lacuna_nipype.connectomes.tractogram_formats import (
+    TRACTOGRAM_SUFFIXES,
+    tractogram_sidecar,
+    tractogram_suffix,
+)
 from lacuna_nipype.connectomes.weights import read_streamline_weights
 from lacuna_nipype.core.exceptions import DependencyError, ValidationError
-from lacuna_nipype.core.files import fingerprint, read_json
-from lacuna_nipype.core.spaces import canonical_space, same_space, template_grid
+from lacuna_nipype.core.files import fingerprint
+from lacuna_nipype.core.spaces import (
+    canonical_space,
+    declared_space,
+    same_space,
+    template_grid,
+)
 from lacuna_nipype.execution.programs import check_mrtrix
 from lacuna_nipype.io.naming import sanitize_label
 from lacuna_nipype.io.structural_outputs import StructuralOutputs
@@ -142,20 +151,15 @@ def open_tractogram(
 
 
 def _find_space(path: Path, space: str | None) -> str:
-    if space is None:
-        suffix = tractogram_suffix(path) or path.suffix
-        sidecar = path.with_name(path.name.removesuffix(suffix) + ".json")
-        if sidecar.is_file():
-            try:
-                space = read_json(sidecar).get("Space")
-            except (OSError, ValueError, AttributeError) as error:
-                raise ValidationError(f"{sidecar} is not a valid JSON sidecar.") from error
-    if not space:
+    if space is not None:
+        return canonical_space(space)
+    sidecar, content = tractogram_sidecar(path)
+    if not content.get("Space"):
         raise ValidationError(
             f"{path} does not say which space it is in; add --structural-space SPACE, or a JSON "
             f"beside it with the key Space."
         )
-    return canonical_space(space)
+    return declared_space(content["Space"], sidecar)
 
 
 def _open_tck(path: Path, space: str, resolution: float) -> Tractogram:

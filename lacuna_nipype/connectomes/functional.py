@@ -28,7 +28,7 @@ from lacuna_nipype.connectomes.hdf5 import (
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
 from lacuna_nipype.core.files import open_regular, read_json
 from lacuna_nipype.core.masks import check_affine
-from lacuna_nipype.core.spaces import Grid, canonical_space, check_declared_space
+from lacuna_nipype.core.spaces import Grid, check_declared_space, declared_space
 
 SUFFIXES = (".h5", ".hdf5")
 MINIMUM_TIMEPOINTS = 10
@@ -281,7 +281,7 @@ def read_connectome_file(path: Path) -> ConnectomeFile:
         )
     if unique != voxels.shape[1]:
         raise ValidationError(f"{name} lists some mask_indices twice; rebuild the file.")
-    space = _named_space(text, path) if text.strip() else None
+    space = declared_space(text, path) if text.strip() else None
     return ConnectomeFile(
         path,
         n_subjects,
@@ -293,13 +293,6 @@ def read_connectome_file(path: Path) -> ConnectomeFile:
         item_bytes=item_bytes,
         chunks=chunks,
     )
-
-
-def _named_space(text: str, path: Path) -> str:
-    try:
-        return canonical_space(text)
-    except ValidationError as error:
-        raise ValidationError(f"{path}: {error}") from error
 
 
 def _hdf5_reason(error: BaseException) -> str:
@@ -355,7 +348,7 @@ def _sidecar_space(location: Path) -> str | None:
         except (OSError, ValueError) as error:
             raise ValidationError(f"{path} is not valid JSON; repair or remove it.") from error
         if isinstance(content, dict) and content.get("Space"):
-            return _named_space(str(content["Space"]), path)
+            return declared_space(content["Space"], path)
     return None
 
 
@@ -440,6 +433,8 @@ READ_SECONDS_PER_GB = 0.5
 def conversion_hint(files: Sequence[ConnectomeFile]) -> str:
     """Say what converting a connectome to the store would save, in one sentence.
 
+    The size named is a bound: subjects whose series are band-passed need about half of it.
+
     Parameters
     ----------
     files : sequence of ConnectomeFile
@@ -449,21 +444,22 @@ def conversion_hint(files: Sequence[ConnectomeFile]) -> str:
     str
         Empty where no file is compressed: a store, or Lacuna's layout without a filter.
     """
-    values = [
-        (file.n_subjects * file.n_timepoints * file.n_voxels, file.item_bytes)
-        for file in files
-        if file.precision is None and file.chunks is not None
-    ]
-    if not values:
+    from lacuna_nipype.connectomes.ingest import store_bytes
+
+    packed = [file for file in files if file.precision is None and file.chunks is not None]
+    if not packed:
         return ""
-    series = sum(count * item_bytes for count, item_bytes in values) / 1e9
-    # Band-passed data keep about half of their time points, at two bytes instead of four.
-    stored = sum(count for count, _ in values) / 1e9
+    series = stored = 0.0
+    for file in packed:
+        series += file.n_subjects * file.n_timepoints * file.n_voxels * file.item_bytes / 1e9
+        # Centred series have one dimension less than time points.
+        rank = file.n_timepoints - 1
+        stored += store_bytes(file.n_subjects, file.n_voxels, rank, "int16") / 1e9
     inflating, reading = series * INFLATE_SECONDS_PER_GB, stored * READ_SECONDS_PER_GB
     return (
         f"Every run inflates {series:.3g} GB of the functional connectome, about "
         f"{_duration(inflating)} of processor time; 'lacuna-nipype connectome convert' makes this "
-        f"about {_duration(reading)} of reading, in about {stored:.2g} GB."
+        f"about {_duration(reading)} of reading, in at most {stored:.2g} GB."
     )
 
 

@@ -36,7 +36,7 @@ from lacuna_nipype.core.afnm import FisherMean, parcel_series
 from lacuna_nipype.core.exceptions import LacunaError, SpatialMismatchError, ValidationError
 from lacuna_nipype.core.files import open_regular, read_json, write_json, write_table
 from lacuna_nipype.core.parcels import Parcels
-from lacuna_nipype.core.spaces import canonical_space
+from lacuna_nipype.core.spaces import declared_space
 
 # Short names of the BIDS entities of an atlas in file names.
 ENTITY_KEYS = {"atlas": "atlas", "segmentation": "seg", "scale": "scale"}
@@ -559,7 +559,7 @@ def read_matrix(path: Path) -> ConnectivityMatrix:
         tuple(names),
         values,
         str(sidecar["Statistic"]) if "Statistic" in sidecar else named[1] if named else None,
-        canonical_space(str(space)) if space else None,
+        declared_space(space, path.with_suffix(".json")) if space else None,
         int(n_subjects) if isinstance(n_subjects, int) else None,
         sidecar,
     )

@@ -673,13 +673,16 @@ def _tractogram_facts(
         read_tractogram_header,
         tractogram_sidecar,
     )
-    from lacuna_nipype.core.spaces import canonical_space
+    from lacuna_nipype.core.spaces import canonical_space, declared_space
 
     read_tractogram_header(path)
-    declared = space or tractogram_sidecar(path)[1].get("Space")
-    if not declared:
+    sidecar, content = tractogram_sidecar(path)
+    if space:
+        own = canonical_space(space)
+    elif content.get("Space"):
+        own = declared_space(content["Space"], sidecar)
+    else:
         raise _without_space(path)
-    own = canonical_space(str(declared))
     if resolution is not None and resolution not in MAP_RESOLUTIONS:
         sizes = " or ".join(f"{size:g}" for size in MAP_RESOLUTIONS)
         raise ValidationError(

@@ -39,7 +39,7 @@ from lacuna_nipype.core.compression import (
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import atomic_path
 from lacuna_nipype.core.masks import check_affine
-from lacuna_nipype.core.spaces import Grid, canonical_space
+from lacuna_nipype.core.spaces import Grid, declared_space
 
 FORMAT_VERSION = 1
 TILE = 512
@@ -280,7 +280,7 @@ def read_store_header(handle: h5py.File, path: Path) -> ConnectomeFile:
             error_r=float(losses["error_r"].max()),
         )
         n_timepoints = int(handle.attrs["n_timepoints"])
-        space = canonical_space(text_of(handle.attrs["space"]))
+        space = declared_space(text_of(handle.attrs["space"]), path)
         _check_voxels(voxels, grid, path)
     except ValidationError:
         raise

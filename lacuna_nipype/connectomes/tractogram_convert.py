@@ -35,7 +35,7 @@ from lacuna_nipype.connectomes.tractogram_formats import (
 )
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
 from lacuna_nipype.core.files import fingerprint, write_json
-from lacuna_nipype.core.spaces import canonical_space
+from lacuna_nipype.core.spaces import canonical_space, declared_space
 from lacuna_nipype.core.streamline_resampling import resample_streamline
 
 # Steps of irregular streamlines after resampling: the median of their segments, within limits.
@@ -292,8 +292,11 @@ def _check_target(target: Path, sources: Sequence[Path], overwrite: bool) -> Non
 
 def _common_space(paths: Sequence[Path]) -> str | None:
     """Give the space in which all sources say they are; None where one does not say."""
-    said = [tractogram_sidecar(path)[1].get("Space") for path in paths]
-    names = [canonical_space(str(name)) if name else None for name in said]
+    sidecars = [tractogram_sidecar(path) for path in paths]
+    names = [
+        declared_space(content["Space"], sidecar) if content.get("Space") else None
+        for sidecar, content in sidecars
+    ]
     different = {name for name in names if name is not None}
     if len(different) > 1:
         raise SpatialMismatchError(

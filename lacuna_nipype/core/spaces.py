@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
+from typing import cast
 
 import nibabel as nb
 import numpy as np
@@ -117,6 +119,12 @@ def canonical_space(name: str) -> str:
     for space, entry in _catalogue().items():
         for spelling in (space, *entry["aliases"]):
             spellings[spelling.lower()] = space
+    # JSON files may hold anything, a number or a list.
+    if not isinstance(name, str):
+        raise ValidationError(
+            "A space is named by a text, such as MNI152NLin6Asym; this is of the type "
+            f"{type(name).__name__}."
+        )
     found = spellings.get(name.strip().lower())
     if found is None:
         near = difflib.get_close_matches(name.lower(), spellings, n=1)
@@ -126,6 +134,32 @@ def canonical_space(name: str) -> str:
             f"({', '.join(known_spaces())}).{hint}"
         )
     return found
+
+
+def declared_space(value: object, source: Path) -> str:
+    """Translate a space that a file names; what is wrong with it is said of that file.
+
+    Parameters
+    ----------
+    value : object
+        What stands under the file's key, mostly a text.
+    source : Path
+        File that declares it.
+
+    Returns
+    -------
+    str
+        TemplateFlow name; see :func:`canonical_space`.
+
+    Raises
+    ------
+    ValidationError
+        It is no text, or no space that is known.
+    """
+    try:
+        return canonical_space(cast(str, value))
+    except ValidationError as error:
+        raise ValidationError(f"{source}: {error}") from error
 
 
 def same_space(first: str, second: str) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import lacuna_nipype
 from lacuna_nipype.connectomes import convert, ingest
 from lacuna_nipype.connectomes.convert import convert_connectome, store_to_lacuna
-from lacuna_nipype.connectomes.functional import open_connectome
+from lacuna_nipype.connectomes.functional import conversion_hint, open_connectome
 from lacuna_nipype.connectomes.ingest import IncompleteError
 from lacuna_nipype.connectomes.inspection import inspect_connectome
 from lacuna_nipype.connectomes.maps import write_maps
@@ -166,6 +167,15 @@ def test_files_back_in_lacunas_layout(connectome, voxels, tmp_path):
         np.testing.assert_allclose(
             series[1].std(axis=0) * np.sqrt(40), original.std(axis=0) * np.sqrt(40), rtol=1e-3
         )
+
+
+def test_the_size_that_is_promised_is_the_most_it_takes(lacuna, tmp_path):
+    batches = [simulate(3), simulate(2, n_times=40, seed=2)]
+    files = open_connectome(lacuna(*batches, chunks=(1, 10, N_VOXELS))).files
+    promised = float(re.search(r"at most (\S+) GB", conversion_hint(files))[1]) * 1e9
+    stores = convert_connectome(tmp_path / "lacuna", tmp_path / "store")
+    taken = sum(path.stat().st_size for path in stores)
+    assert 0.9 * promised < taken < 1.05 * promised  # given with two digits
 
 
 def test_series_of_low_rank_come_back_with_ten_time_points(lacuna, tmp_path):

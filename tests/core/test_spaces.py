@@ -11,6 +11,7 @@ from lacuna_nipype.core.spaces import (
     Grid,
     canonical_space,
     check_declared_space,
+    declared_space,
     known_spaces,
     same_space,
     spaces_of_grid,
@@ -119,6 +120,13 @@ def test_a_misspelt_space_is_refused_with_the_nearest_name():
     with pytest.raises(ValidationError, match=NLIN6) as error:
         canonical_space("MNI152NLin6Assym")
     assert "MNI152NLin6Assym" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [5, True, ["MNI152NLin6Asym"], {"Name": "FSL"}, "MNI", None])
+def test_what_a_file_declares_is_refused_by_the_name_of_the_file(value, tmp_path):
+    with pytest.raises(ValidationError, match=r"side\.json"):
+        declared_space(value, tmp_path / "side.json")
+    assert declared_space("FSL", tmp_path / "side.json") == NLIN6
 
 
 @pytest.mark.parametrize("first", [NLIN2009A, NLIN2009B, NLIN2009C])

@@ -94,15 +94,25 @@ def make_files(tmp_path, versions):
     return lambda name: Files(tmp_path, versions, name)
 
 
-@pytest.fixture
-def expected(arguments, run_command, tmp_path_factory):
-    """Results with the files as they are now, without any fault."""
+def weights_of(files):
+    return ("--streamline-weights", files.folder / "weights.txt")
 
-    def run(files, engine, *more):
-        folder = tmp_path_factory.mktemp("undisturbed")
-        process = run_command(*arguments(folder, files.folder, engine, *more))
-        assert process.returncode == 0, process.stdout
-        return results(folder / "out")
+
+@pytest.fixture(scope="module")
+def expected(versions, arguments, run_command, tmp_path_factory):
+    """Results with the second version of a file, without any fault."""
+    finished = {}
+
+    def run(name, engine, weights):
+        if (name, engine, weights) not in finished:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            files = Files(folder, versions, name)
+            files.replace()
+            more = weights_of(files) if weights else ()
+            process = run_command(*arguments(folder, files.folder, engine, *more))
+            assert process.returncode == 0, process.stdout
+            finished[name, engine, weights] = results(folder / "out")
+        return finished[name, engine, weights]
 
     return run
 
@@ -118,8 +128,7 @@ def assert_nothing_is_mixed(text, code, files, out):
                                                ("weights.txt", "tckmap")])  # fmt: skip
 def test_while_mrtrix_reads(name, command, make_files, arguments, expected, run_command, tmp_path):
     files = make_files(name)
-    more = ("--streamline-weights", files.folder / "weights.txt")
-    words = arguments(tmp_path, files.folder, "mrtrix", *more)
+    words = arguments(tmp_path, files.folder, "mrtrix", *weights_of(files))
     commands = tmp_path / "bin"
     commands.mkdir()
     # The command itself reads the one version, and whatever comes after it the other.
@@ -133,7 +142,7 @@ def test_while_mrtrix_reads(name, command, make_files, arguments, expected, run_
     assert not files.new.exists()
     assert_nothing_is_mixed(before.stdout, before.returncode, files, tmp_path / "out")
     again = run_command(*words)
-    assert_ended_well(again, tmp_path / "out", expected(files, "mrtrix", *more))
+    assert_ended_well(again, tmp_path / "out", expected(name, "mrtrix", weights=True))
 
 
 # The real command, in which a step of the class that is named ends with the file replaced.
@@ -173,8 +182,7 @@ def test_between_the_steps(
     name, engine, step, make_files, arguments, expected, run_command, tmp_path
 ):
     files = make_files(name)
-    more = ("--streamline-weights", files.folder / "weights.txt")
-    words = arguments(tmp_path, files.folder, engine, *more)
+    words = arguments(tmp_path, files.folder, engine, *weights_of(files))
     checkout = str(Path(lacuna_nipype.__file__).parents[1])
     paths = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.run(
@@ -185,7 +193,7 @@ def test_between_the_steps(
     assert not files.new.exists()
     assert_nothing_is_mixed(process.stdout, process.returncode, files, tmp_path / "out")
     again = run_command(*words)
-    assert_ended_well(again, tmp_path / "out", expected(files, engine, *more))
+    assert_ended_well(again, tmp_path / "out", expected(name, engine, weights=True))
 
 
 @pytest.mark.parametrize("engine", [pytest.param("mrtrix", marks=pytest.mark.mrtrix), "index"])
@@ -196,6 +204,6 @@ def test_between_runs(engine, make_files, arguments, expected, run_command, tmp_
     assert first.returncode == 0, first.stdout
     before = results(tmp_path / "out")
     files.replace()
-    after = expected(files, engine)
+    after = expected("demo.tck", engine, weights=False)
     assert after != before
     assert_ended_well(run_command(*words), tmp_path / "out", after)
