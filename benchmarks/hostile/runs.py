@@ -17,6 +17,7 @@ from .commands import Command, environment
 
 _OWN_ATLAS = ("--custom-parcellation", "Own", "labels.nii.gz", "labels.tsv", data.SPACE)
 _MASK = f"bids/sub-01/anat/{data.MASK_NAME}"
+_OF_RESULTS = ("rd", "fnm", *_OWN_ATLAS, "--functional-connectome", "packed.h5")
 _RESULTS = f"out/sub-01/anat/sub-01_space-{data.SPACE}"
 _TABLE = f"{_RESULTS}_atlas-Own_label-stroke_stat-damagepct_desc-rd_parcelstats"
 _MAP = f"{_RESULTS}_res-6_label-stroke_stat-t_desc-fnm_statmap"
@@ -33,13 +34,15 @@ def _make_run(folder: Path) -> None:
     kinds.make_tractograms(folder)
 
 
-def _run(*words: str) -> Callable[[Path], list[object]]:
-    def run_words(folder: Path) -> list[object]:
-        files = [folder / word if "." in word else word for word in words]
-        return [folder / "bids", folder / "out", "participant", "--plugin", "Linear", "-w",
-                folder / "work", "--no-reports", "--analysis", *files]  # fmt: skip
+def _own(folder: Path, words: tuple[str, ...]) -> list[object]:
+    return [folder / word if "." in word else word for word in words]
 
-    return run_words
+
+def _run(*words: str) -> Callable[[Path], list[object]]:
+    return lambda folder: [
+        folder / "bids", folder / "out", "participant", "--plugin", "Linear", "-w",
+        folder / "work", "--no-reports", "--analysis", *_own(folder, words),
+    ]  # fmt: skip
 
 
 def _lesion(folder: Path) -> dict[str, np.ndarray]:
@@ -124,7 +127,7 @@ def _make_results(folder: Path) -> None:
         shutil.copyfile(f"{first}.json", mask.with_name(f"{name}.json"))
     with (folder / "bids" / "participants.tsv").open("a") as stream:
         stream.write("sub-03\t7\tpatient\n")
-    words = _run("rd", "fnm", *_OWN_ATLAS, "--functional-connectome", "packed.h5")(folder)
+    words = _run(*_OF_RESULTS)(folder)
     subprocess.run(
         [sys.executable, "-m", "lacuna_nipype", *map(str, words)],
         env=environment(folder),
@@ -136,6 +139,12 @@ def _make_results(folder: Path) -> None:
 def _group(folder: Path) -> list[object]:
     return [folder / "bids", folder / "out", "group", "--plugin", "Linear", "-w", folder / "group",
             "--participants-columns", "age", "group"]  # fmt: skip
+
+
+def _check_output(folder: Path) -> list[object]:
+    # What the run recorded is where the sound files were made.
+    return ["check", "output", folder / "bids", folder / "out", "--analysis",
+            *_own(folder, _OF_RESULTS), "-w", folder / "work"]  # fmt: skip
 
 
 def _collect(folder: Path) -> list[object]:
@@ -196,7 +205,7 @@ RUNS: tuple[Command, ...] = (
             _collect, _right_collection("tables")),
     Command("check output", _make_results,
             (f"{_TABLE}.json", f"{_MAP}.json", "out/dataset_description.json", _PROVENANCE),
-            lambda folder: ["check", "output", folder / "bids", folder / "out"], _anything),
+            _check_output, _anything),
     Command("reports", _make_results,
             (f"{_TABLE}.tsv", f"{_TABLE}.json", f"{_MAP}.nii.gz", f"{_MAP}.json",
              f"{_LESION}.nii.gz", _PROVENANCE), _reports, _anything),

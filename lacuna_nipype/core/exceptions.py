@@ -78,3 +78,19 @@ class DownloadError(LacunaError):
 
 class AuthenticationError(DownloadError):
     """A service refused the key, or needs one."""
+
+
+def sentence_of(error: BaseException) -> str:
+    """Say in one sentence what any exception says.
+
+    Parameters
+    ----------
+    error : BaseException
+
+    Returns
+    -------
+    str
+        Its text, or its type where it has none, with a full stop.
+    """
+    text = str(error) or type(error).__name__
+    return text if text.endswith((".", "?", "!")) else f"{text}."

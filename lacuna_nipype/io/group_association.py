@@ -17,7 +17,7 @@ from lacuna_nipype.core.files import write_json, write_table
 from lacuna_nipype.core.images import save_image
 from lacuna_nipype.core.spaces import Grid
 from lacuna_nipype.io.group_collect import Regions, read_tables
-from lacuna_nipype.io.group_maps import common_grid, iter_maps
+from lacuna_nipype.io.group_maps import common_grid, iter_maps, read_on_grid
 from lacuna_nipype.io.group_results import Cohort, ResultFile
 
 if TYPE_CHECKING:
@@ -107,9 +107,8 @@ def lesion_volumes(cohort: Cohort, masks: Sequence[ResultFile]) -> dict[str, flo
             continue
         for mask in masks:
             if all(mask.entities.get(key) == file.entities.get(key) for key in same):
-                image = nb.load(mask.path)
-                grid = Grid.make(image.shape[:3], image.affine)
-                inside = np.count_nonzero(np.asanyarray(image.dataobj) > 0)
+                grid = common_grid([mask.path])
+                inside = np.count_nonzero(read_on_grid(mask.path, grid) > 0)
                 volumes[file.participant] = float(inside * grid.voxel_volume_ml)
                 break
     return volumes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from typing import Any
 
 import nibabel as nb
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
-from lacuna_nipype.core.images import save_image
+from lacuna_nipype.core.images import open_image, read_voxels, save_image
 from lacuna_nipype.core.overlap import Rule, count_overlap
 from lacuna_nipype.core.spaces import Grid
 from lacuna_nipype.io.quantities import resolution_text
@@ -164,8 +162,8 @@ def common_grid(paths: Sequence[Path]) -> Grid:
 
 def _open(path: Path) -> Any:
     try:
-        image = nb.load(path)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        image = open_image(path)
+    except OSError as error:
         raise ValidationError(f"{path} is no readable image; make it again.") from error
     if len(image.shape) != 3:
         raise ValidationError(f"{path} has {len(image.shape)} dimensions; a map has three.")
@@ -197,8 +195,8 @@ def read_on_grid(path: Path, grid: Grid) -> NDArray[Any]:
     """
     image = _open(path)
     try:
-        data = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        data = read_voxels(image)
+    except OSError as error:
         raise ValidationError(f"{path} is truncated or damaged; make it again.") from error
     if Grid.make(image.shape, image.affine).same_as(grid):
         return data

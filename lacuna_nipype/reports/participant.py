@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lacuna_nipype import __version__
-from lacuna_nipype.core.exceptions import LacunaError
+from lacuna_nipype.core.exceptions import LacunaError, sentence_of
 from lacuna_nipype.core.files import atomic_path
 from lacuna_nipype.reports.results import (
     LesionResults,
@@ -265,5 +265,4 @@ def _settle(task: _Task, make: Callable[[_Task], WrittenReport]) -> WrittenRepor
     except Exception as error:
         logger.exception("The page of sub-%s cannot be made", task[1])
         path = task[0] / f"sub-{task[1]}.html"
-        reason = str(error) or type(error).__name__
-        return WrittenReport(task[1], path, written=False, problems=(reason,))
+        return WrittenReport(task[1], path, written=False, problems=(sentence_of(error),))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.exceptions import ValidationError, sentence_of
 from lacuna_nipype.core.masks import hemisphere_of, left_share, lesion_points
 from lacuna_nipype.core.spaces import Grid
 from lacuna_nipype.reports import figures
@@ -211,7 +210,7 @@ def attempt(part: Analysis, what: str, make: Callable[[], None]) -> None:
         make()
     except Exception as error:
         logger.exception("%s cannot be shown", what)
-        part.failures.append(f"{what} cannot be shown: {error}")
+        part.failures.append(f"{what} cannot be shown: {sentence_of(error)}")
 
 
 class _Shown:
@@ -222,10 +221,19 @@ class _Shown:
 
         self.lesion, self.folder = lesion, folder
         self.file = lesion.newest("mask", "lesion")
-        self.mask: Any = None if self.file is None else nb.load(self.file.path)
+        self.mask: Any = None
         self.data: NDArray[np.bool_] | None = None
-        if self.mask is not None:
-            self.data = np.asarray(self.mask.dataobj) > 0
+        self.problem = ""
+        if self.file is None:
+            return
+        try:
+            affine, values = read_volume(self.file.path)
+        except ValidationError as error:
+            # Maps are shown without the outline of the lesion.
+            self.problem = str(error)
+        else:
+            self.data = values > 0
+            self.mask = nb.Nifti1Image(self.data.astype(np.uint8), affine)
 
     @property
     def outline(self) -> Any:
@@ -241,6 +249,8 @@ class _Shown:
 
 
 def _describe_lesion(part: Analysis, shown: _Shown) -> None:
+    if shown.problem:
+        raise ValidationError(shown.problem)
     if shown.file is None or shown.data is None:
         part.missing.append("There is no mask of this lesion in the results.")
         return
@@ -612,13 +622,12 @@ def read_volume(path: Path) -> tuple[NDArray[np.float64], NDArray[Any]]:
     ValidationError
         The file is damaged, or has other dimensions.
     """
-    import nibabel as nb
-    from nibabel.filebasedimages import ImageFileError
+    from lacuna_nipype.core.images import open_image, read_voxels
 
     try:
-        image: Any = nb.load(path)
-        data = np.asanyarray(image.dataobj)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        image = open_image(path)
+        data = read_voxels(image)
+    except OSError as error:
         raise ValidationError(f"{path} is damaged; make it again.") from error
     if data.ndim != 3:
         raise ValidationError(f"{path} has {data.ndim} dimensions; a map has three.")

@@ -1,6 +1,7 @@
 """The page of a participant: valid HTML in one file that says what there is and what is not."""
 
 import base64
+import gzip
 import importlib.util
 import json
 import os
@@ -218,6 +219,21 @@ def test_one_damaged_map_does_not_take_the_page_with_it(out):
     assert len(list(page.iter("img"))) == 5
     assert "Functional network cannot be shown" in words(page)
     assert "Regions most strongly connected" in words(page)
+
+
+def test_a_damaged_mask_leaves_the_maps_without_its_outline(out):
+    (path,) = out.glob("**/*_desc-lesion_mask.nii.gz")
+    image = nb.load(path)
+    image.header.set_data_shape((20000, 20000, 20000))
+    path.write_bytes(gzip.compress(image.header.binaryblock + bytes(4)))
+    report = write_participant_report(out, "01", outcome=NOTHING_SAID)
+    assert report.written
+    (problem,) = report.problems
+    assert "The lesion cannot be shown" in problem
+    assert f"{path.name} is damaged" in problem
+    text = words(parse(report.path))
+    assert "The lesion cannot be shown" in text
+    assert "Regions most strongly connected" in text
 
 
 def test_a_damaged_record_does_not_take_the_page_with_it(out):
