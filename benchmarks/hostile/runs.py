@@ -176,8 +176,9 @@ def _right_collection(where: str) -> Callable[[Path, str], str]:
 
 def _right_group(folder: Path, text: str) -> str:
     (overlap,) = (folder / "out").rglob("*_stat-count_desc-*lesion*.nii.gz")
-    masks = (folder / "out").glob("sub-*/**/*_desc-lesion_mask.nii.gz")
-    if not np.array_equal(plain.image(overlap)[0], sum(plain.image(mask)[0] for mask in masks)):
+    paths = (folder / "out").glob("sub-*/**/*_desc-lesion_mask.nii.gz")
+    masks = [plain.image(path)[0] > 0 for path in paths]
+    if not np.array_equal(plain.image(overlap)[0], np.sum(masks, axis=0)):
         return "the overlap is not the sum of the masks"
     return _right_collection("out/phenotype")(folder, text)
 
