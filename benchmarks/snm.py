@@ -504,7 +504,7 @@ def _load_matrix_kernels() -> None:
     """Take one of two streamlines out of a matrix of three nodes."""
     from lacuna_nipype.core.disconnectivity import Disconnectivity, count_matrix
 
-    assignments = np.array([[1, 2], [2, 3]], dtype=np.int32)
+    assignments = np.array([[1, 2], [2, 3]], dtype=np.uint16)
     full = count_matrix(assignments, 3)
     Disconnectivity.of_lesion(full, assignments, np.array([1]))
     Disconnectivity.make(full, full)

@@ -294,22 +294,28 @@ class StreamlineIndex:
 
     def assign_nodes(
         self, labels: NDArray[np.int32], grid: MrtrixGrid, radius: float = 4.0
-    ) -> NDArray[np.int32]:
+    ) -> NDArray[np.uint16]:
         """Nodes in which streamlines end, by tck2connectome's radial search.
 
         Parameters
         ----------
         labels : array of int32, shape of the grid
-            0 is no node. In the grid's near-RAS order.
+            0 is no node, 65535 the highest. In the grid's near-RAS order.
         grid : MrtrixGrid
         radius : float
             How far to look, mm (MRtrix: 4).
 
         Returns
         -------
-        array, int32, shape (n_streamlines, 2)
+        array, uint16, shape (n_streamlines, 2)
             Node of the first and of the last point; 0 for none, and for empty streamlines.
+
+        Raises
+        ------
+        ValidationError
+            A label is negative or above 65535.
         """
+        from lacuna_nipype.core.disconnectivity import NODE_TYPE
         from lacuna_nipype.core.streamline_kernels import (
             half_diagonal,
             nearest_nodes,
@@ -317,14 +323,20 @@ class StreamlineIndex:
         )
 
         flat = np.ascontiguousarray(labels, dtype=np.int32).ravel()
+        highest = np.iinfo(NODE_TYPE).max
+        if flat.size and not (flat.min() >= 0 and flat.max() <= highest):
+            raise ValidationError(
+                f"Nodes are numbered {flat.min()} to {flat.max()}; number them from 1 to "
+                f"{highest} at most."
+            )
         inverse = np.ascontiguousarray(grid.world_to_voxel)
         forward = np.ascontiguousarray(grid.voxel_to_world[:3])
         offsets = search_offsets(grid.spacing, radius)
         half = half_diagonal(grid.spacing)
         shape = np.array(grid.shape, dtype=np.int64)
 
-        def assign(block: IndexBlock) -> NDArray[np.int32]:
-            nodes = np.empty(2 * block.n_streamlines, dtype=np.int32)
+        def assign(block: IndexBlock) -> NDArray[np.uint16]:
+            nodes = np.empty(2 * block.n_streamlines, dtype=NODE_TYPE)
             nearest_nodes(
                 block.end.reshape(-1, 3), inverse, forward, offsets, radius, half, shape, flat,
                 nodes,

@@ -18,6 +18,9 @@ from lacuna_nipype.core.exceptions import ValidationError
 
 # Streamlines that are counted at a time; bounds the temporary arrays to a few ten megabytes.
 BLOCK_ROWS = 1 << 20
+# Of nodes in assignments. Matrices have at most some thousand rows, and a lesion's share of a
+# million streamlines is read in the time that memory takes.
+NODE_TYPE = np.uint16
 # Sums of weights may differ by this share of the edge only because they were added in another
 # order. Counts are whole numbers and exact.
 ROUNDING = 1e-12

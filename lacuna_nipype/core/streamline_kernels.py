@@ -722,8 +722,8 @@ def nearest_nodes(
     shape : array, int64, shape (3,)
     labels : array of int32, shape (n_voxels,)
         C order; 0 is no node.
-    nodes : array, int32, shape (n,)
-        Result; 0 where there is no node.
+    nodes : array of int, shape (n,)
+        Result, of a type that holds every label; 0 where there is no node.
     """
     centre = np.empty(3, dtype=np.int64)
     for i in range(ends.shape[0]):

@@ -82,9 +82,10 @@ class AssignStreamlines(SimpleInterface):
         import numpy as np
 
         from lacuna_nipype.connectomes.streamline_counts import check_count
+        from lacuna_nipype.core.disconnectivity import NODE_TYPE
 
         counts = check_count(path)
-        assignments = np.zeros((counts.n, 2), np.int32)
+        assignments = np.zeros((counts.n, 2), NODE_TYPE)
         with _without_empty(path, counts, folder) as (tracks, given):
             assignments[given] = self._assign(tracks, counts.n - counts.n_empty, folder)
         return assignments
@@ -174,7 +175,7 @@ def read_assignments(path, n_streamlines):
 
     Returns
     -------
-    array of int32, shape (n_streamlines, 2)
+    array of uint16, shape (n_streamlines, 2)
         Nodes of the two ends of each streamline; 0 is no node.
 
     Raises
@@ -184,10 +185,13 @@ def read_assignments(path, n_streamlines):
     """
     import numpy as np
 
+    from lacuna_nipype.core.disconnectivity import NODE_TYPE
+
     if n_streamlines == 0:
-        return np.zeros((0, 2), np.int32)
+        return np.zeros((0, 2), NODE_TYPE)
     try:
-        assignments = np.loadtxt(path, dtype=np.int32, ndmin=2)
+        # What is no node, or too high for one, is no number of this type.
+        assignments = np.loadtxt(path, dtype=NODE_TYPE, ndmin=2)
     except ValueError as error:
         raise MRtrixError(
             f"tck2connectome failed: {path} does not hold two nodes per line."

@@ -335,7 +335,7 @@ def test_nodes_of_the_ends(case, label_grid):
     grid = make_mrtrix_grid(shape, affine, np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
     labels = np.where(rng.random(grid.shape) < 0.004, rng.integers(1, 90, grid.shape), 0)
     nodes = index.assign_nodes(labels.astype(np.int32), grid)
-    assert (nodes.shape, nodes.dtype) == ((len(streamlines), 2), np.int32)
+    assert (nodes.shape, nodes.dtype) == ((len(streamlines), 2), np.uint16)
     compared = 0
     for points, found in zip(streamlines, nodes, strict=True):
         if not len(points):

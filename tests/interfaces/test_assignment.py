@@ -112,7 +112,7 @@ def test_nodes_of_both_ends(tmp_path, tracks, lines, nodes, labels, radius, thre
         in_file=str(tracks), nodes=str(nodes), num_threads=threads, **inputs
     )
     found = load(pe.Node(interface, name="node", base_dir=str(tmp_path)).run())
-    assert (found.shape, found.dtype) == ((N, 2), np.int32)
+    assert (found.shape, found.dtype) == ((N, 2), np.uint16)
     np.testing.assert_array_equal(found, searched(lines, labels, radius or 4.0))
     options = [] if radius is None else ["-assignment_radial_search", radius]
     np.testing.assert_array_equal(found, typed(tmp_path, tracks, nodes, *options))
@@ -160,7 +160,7 @@ def test_streamlines_without_points_have_no_node(tmp_path, lines, nodes, labels,
 def test_nothing_to_assign(tmp_path, nodes, lines):
     write_tck(tmp_path / "a.tck", lines, step_size=None)
     found = assign(tmp_path, in_file=tmp_path / "a.tck", nodes=nodes)
-    assert (found.shape, found.dtype) == ((len(lines), 2), np.int32)
+    assert (found.shape, found.dtype) == ((len(lines), 2), np.uint16)
     assert not found.any()
 
 
@@ -233,7 +233,7 @@ def test_text_of_assignments(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("# tck2connectome a.tck  (version=3.0.3)\n1 2\n0 0\n# more\n12 3\n")
     found = read_assignments(path, 3)
-    assert found.dtype == np.int32
+    assert found.dtype == np.uint16
     np.testing.assert_array_equal(found, [[1, 2], [0, 0], [12, 3]])
     path.write_text("# comment only\n")
     assert read_assignments(path, 0).shape == (0, 2)
