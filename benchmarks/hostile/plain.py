@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import struct
 import tarfile
 import zipfile
@@ -230,7 +231,9 @@ def region_names(path: Path) -> list[tuple[int, str]]:
         pairs = [(int(row[number]), row[name].strip()) for row in rows]
     else:
         text = content(path).decode("utf-8-sig")
-        lines = [x.strip() for x in text.splitlines() if x.strip() and not x.startswith("#")]
+        # str.splitlines() would also split at a vertical tab.
+        lines = [x.strip() for x in re.split(r"\r\n|\r|\n", text)]
+        lines = [x for x in lines if x and not x.startswith("#")]
         try:
             split = [line.split(maxsplit=1) for line in lines]
             pairs = [(int(number), name) for number, name in split]

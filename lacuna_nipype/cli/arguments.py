@@ -69,7 +69,7 @@ def existing_path(text: str) -> Path:
         raise argparse.ArgumentTypeError("an empty path was given")
     path = absolute_path(text)
     if not path.exists():
-        raise argparse.ArgumentTypeError(f"{text} does not exist")
+        raise argparse.ArgumentTypeError(f"{text} does not exist; check the path.")
     return path
 
 
