@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import open_regular
+from lacuna_nipype.core.text import whole_number
 
 
 @dataclass(frozen=True)
@@ -80,27 +80,27 @@ def _from_table(lines: Sequence[str], path: Path) -> list[RegionName]:
     regions = []
     for row in rows:
         number, name = (row["index"] or "").strip(), (row["name"] or "").strip()
-        if not re.fullmatch(r"[+-]?[0-9]+", number) or not name:
+        size = whole_number(number.removeprefix("-" if number.startswith("-") else "+"))
+        if size is None or not name:
             raise ValidationError(
-                f"Labels file {path} has a row with index {number!r} and name {name!r}; "
-                "the index is a whole number and the name is not empty."
+                f"Labels file {path} has a row with index {number[:40]!r} and name "
+                f"{name[:80]!r}; the index is a whole number and the name is not empty."
             )
-        regions.append(RegionName(int(number), name))
+        regions.append(RegionName(-size if number.startswith("-") else size, name))
     return regions
 
 
 def _from_lines(lines: Sequence[str], path: Path) -> list[RegionName]:
     parts = [line.split(maxsplit=1) for line in lines]
-    if all(len(part) == 2 and re.fullmatch("[0-9]+", part[0]) for part in parts):
-        return [RegionName(int(number), name.strip()) for number, name in parts]
+    numbers = [whole_number(part[0]) if len(part) == 2 else None for part in parts]
+    if None not in numbers:
+        pairs = zip(numbers, parts, strict=True)
+        return [RegionName(n, part[1].strip()) for n, part in pairs if n is not None]
     numbered = sum(len(part) == 2 and part[0].isdecimal() for part in parts)
     if numbered > len(parts) // 2:
-        odd = next(
-            line
-            for line, part in zip(lines, parts, strict=True)
-            if not (len(part) == 2 and re.fullmatch("[0-9]+", part[0]))
-        )
+        odd = lines[numbers.index(None)]
         raise ValidationError(
-            f"Labels file {path} has 'number name' on most lines but not in {odd!r}; use one form."
+            f"Labels file {path} has 'number name' on most lines but not in {odd[:80]!r}; use "
+            "one form."
         )
     return [RegionName(number, line) for number, line in enumerate(lines, start=1)]

@@ -6,13 +6,16 @@ import difflib
 import re
 from collections.abc import Sequence
 
+from lacuna_nipype.core.text import whole_number
+
 MOST_NAMES = 5
 
 
 def natural_key(text: str) -> list[tuple[int, int | str]]:
     """Key that sorts text with numbers by their value: 100 before 1000, 200 before 1000."""
     parts = re.split(r"(\d+)", text.casefold())
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part]
+    numbers = [(part, whole_number(part)) for part in parts if part]
+    return [(1, part) if number is None else (0, number) for part, number in numbers]
 
 
 def nearest_names(wanted: str, names: Sequence[str], most: int = MOST_NAMES) -> list[str]:

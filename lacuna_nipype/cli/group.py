@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,6 @@ from lacuna_nipype.core.exceptions import (
     LacunaError,
     ValidationError,
 )
-from lacuna_nipype.core.spaces import Grid
 from lacuna_nipype.io.derivatives import bids_uri
 from lacuna_nipype.io.group_association import (
     SPARSE,
@@ -560,14 +560,10 @@ def _test(
 
 def _memory(cohort: Cohort) -> float:
     """Memory for a test: the values as float32, a block several times, volumes, and Python."""
-    import nibabel as nb
-
     from lacuna_nipype.core.association import BLOCK_VALUES
+    from lacuna_nipype.io.group_maps import common_grid
 
-    image = nb.load(cohort.paths[0])
-    voxels = 1
-    for size in Grid.make(image.shape[:3], image.affine).shape:
-        voxels *= size
+    voxels = math.prod(common_grid(cohort.paths[:1]).shape)
     # A brain fills a third of its volume.
     values = len(cohort.files) * voxels / 3
     return round((4 * values + 48 * min(values, BLOCK_VALUES) + 80 * voxels) / 1e9 + 0.3, 2)

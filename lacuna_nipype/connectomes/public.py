@@ -150,12 +150,13 @@ def _users_table() -> dict[str, dict[str, Any]]:
 
 
 def _make(name: str, entry: Mapping[str, Any]) -> ConnectomeSource:
-    known = {field.name: field for field in fields(ConnectomeSource)}
+    # The name is the key of the entry.
+    known = {field.name: field for field in fields(ConnectomeSource) if field.name != "name"}
     unknown = sorted(set(entry) - set(known))
     if unknown:
         raise ValidationError(
             f"{sources_file()}: {name} has the unknown field {unknown[0]!r}; known are "
-            f"{', '.join(sorted(set(known) - {'name'}))}."
+            f"{', '.join(sorted(known))}."
         )
     for key, value in entry.items():
         if not _fits(value, known[key].type):

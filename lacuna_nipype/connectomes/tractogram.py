@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import atomic_path, open_regular
+from lacuna_nipype.core.text import whole_number
 
 _MAGIC = b"mrtrix tracks"
 # A header holds text only, mostly a command history; anything longer is not a header.
@@ -481,18 +482,19 @@ def _canonical_datatype(text: str) -> str:
 
 
 def _parse_count(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+    return None if text is None else whole_number(text)
 
 
 def _parse_offset(path: Path, text: str, header_end: int) -> int:
     words = text.split()
     if words and words[0] != ".":
         _refuse(path, f"keeps its points in another file ({words[0]}); join them with tckedit")
-    if len(words) != 2 or not words[1].isascii() or not words[1].isdigit():
+    offset = whole_number(words[1]) if len(words) == 2 else None
+    if offset is None:
         _refuse(path, 'has no usable "file: . OFFSET" line in its header; write it again')
-    if int(words[1]) < header_end:
+    if offset < header_end:
         _refuse(path, "says that its points start inside its own header; write it again")
-    return int(words[1])
+    return offset
 
 
 def _read_triplets(

@@ -6,15 +6,15 @@ asked for and never kept: a whole cohort of containers takes no more memory than
 
 from __future__ import annotations
 
+import io
 import os
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import read_json
+from lacuna_nipype.core.files import open_regular, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,15 +45,13 @@ def load_image(path: Path) -> SpatialImage:
     ValidationError
         The file is missing or no image.
     """
-    import nibabel as nb
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
+    from lacuna_nipype.core.images import open_image
 
     try:
-        return nb.load(path)
+        return open_image(path)
     except FileNotFoundError as error:
         raise _missing(path) from error
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+    except OSError as error:
         raise ValidationError(
             f"{path} is no image that can be read (damaged, cut short or another format)."
         ) from error
@@ -137,11 +135,12 @@ def _read_table(path: Path, text_columns: Sequence[str] | None) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        with path.open(encoding="utf-8") as stream:
-            header = stream.readline().rstrip("\r\n").split("\t")
+        with open_regular(path) as stream:
+            content = stream.read()
+        header = content.partition(b"\n")[0].decode("utf-8").rstrip("\r").split("\t")
         columns = header[:1] if text_columns is None else text_columns
         return pd.read_csv(
-            path,
+            io.BytesIO(content),
             sep="\t",
             dtype=dict.fromkeys([column for column in columns if column in header], str),
             # A region may well be called NA or None.

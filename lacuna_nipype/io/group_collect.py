@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from lacuna_nipype import __version__
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import read_json, write_json, write_table
+from lacuna_nipype.core.files import open_regular, read_json, write_json, write_table
 from lacuna_nipype.io.derivatives import bids_uri
 from lacuna_nipype.io.group_results import Cohort
 from lacuna_nipype.io.naming import ENTITY_NAMES, build_path
@@ -79,9 +80,10 @@ def read_regions(path: Path, quantity: str) -> Regions:
         The table is damaged, names a region twice, or does not say where its values are.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with open_regular(path) as raw:
+            stream = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
             header, *rows = list(csv.reader(stream, delimiter="\t"))
-    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ValidationError(f"{path} is empty or no table; make it again.") from error
     rows = [row for row in rows if row]
     if any(len(row) != len(header) for row in rows):

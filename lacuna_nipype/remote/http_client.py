@@ -22,6 +22,7 @@ from requests.auth import AuthBase
 from lacuna_nipype import __version__
 from lacuna_nipype.core.exceptions import AuthenticationError, DownloadError
 from lacuna_nipype.core.files import parse_json
+from lacuna_nipype.core.text import whole_number
 from lacuna_nipype.remote.credentials import Secret, Service, key_advice
 from lacuna_nipype.remote.web_addresses import (
     check_address,
@@ -486,9 +487,7 @@ def body_length(response: requests.Response) -> int | None:
     """
     text = response.headers.get("Content-Length", "").strip()
     # With several encodings of the transfer the length counts for nothing (RFC 9112, 6.3).
-    if not text.isascii() or not text.isdigit() or "Transfer-Encoding" in response.headers:
-        return None
-    return int(text)
+    return None if "Transfer-Encoding" in response.headers else whole_number(text)
 
 
 def refuse_page(response: requests.Response, start: bytes, url: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lacuna_nipype.core.exceptions import ValidationError
+from lacuna_nipype.core.files import open_regular
 from lacuna_nipype.reports.results import LesionResults, ResultFile
 
 if TYPE_CHECKING:
@@ -349,10 +350,11 @@ def read_table(path: Path, *columns: str) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        table = pd.read_csv(
-            path, sep="\t", keep_default_na=False, na_values=["n/a", ""],
-            dtype={"name": str, "cluster_id": str},
-        )  # fmt: skip
+        with open_regular(path) as stream:
+            table = pd.read_csv(
+                stream, sep="\t", keep_default_na=False, na_values=["n/a", ""],
+                dtype={"name": str, "cluster_id": str},
+            )  # fmt: skip
     except (ValueError, OSError) as error:
         raise ValidationError(f"{path} cannot be read; remove it and run again.") from error
     lacking = [column for column in columns if column not in table]
@@ -457,7 +459,8 @@ def _read_matrix(file: ResultFile) -> tuple[list[str], NDArray[np.float64]]:
     import pandas as pd
 
     try:
-        table = pd.read_csv(file.path, sep="\t", index_col=0)
+        with open_regular(file.path) as stream:
+            table = pd.read_csv(stream, sep="\t", index_col=0)
         values = table.to_numpy(dtype=np.float64)
     except (ValueError, OSError) as error:
         raise ValidationError(f"{file.path} cannot be read; remove it and run again.") from error

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -144,6 +145,12 @@ def test_damaged_tables_are_named(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(ValidationError, match=words):
         read_regions(path, "z")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "t.tsv")
+    with pytest.raises(ValidationError, match="no table"):
+        read_regions(tmp_path / "t.tsv", "z")
 
 
 def test_names_of_both_layouts(root):

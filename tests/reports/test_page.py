@@ -236,6 +236,15 @@ def test_a_damaged_mask_leaves_the_maps_without_its_outline(out):
     assert "Regions most strongly connected" in text
 
 
+def test_a_pipe_in_place_of_a_table_is_not_waited_for(out):
+    (path,) = out.glob("**/*_stat-damagepct_desc-rd_parcelstats.tsv")
+    path.unlink()
+    os.mkfifo(path)
+    report = write_participant_report(out, "01", outcome=NOTHING_SAID)
+    assert report.written
+    assert any(path.name in problem for problem in report.problems)
+
+
 def test_a_damaged_record_does_not_take_the_page_with_it(out):
     (path,) = out.glob("**/*_desc-provenance.json")
     path.write_text("{")
