@@ -95,7 +95,7 @@ def run(command: Command, folder: Path, sound: Path, target: str) -> str:
     if code:
         # A failed run ends with the place of its log, behind the sentence.
         if not last.rpartition(" Log: ")[0].endswith(".") and not last.rstrip().endswith(
-            (".", ")", ":", "'")
+            (".", "?", ")", ":", "'")
         ):
             raise AssertionError(f"exit code {code} without a sentence:\n{text[-2000:]}")
         left = command.claims(folder)

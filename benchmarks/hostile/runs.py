@@ -161,13 +161,22 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
+def _same(told: str, found: str) -> bool:
+    """Whether two cells hold one number, or both none."""
+    first, second = (
+        np.nan if text.strip().lower() in ("", "n/a", "nan") else float(text)
+        for text in (told, found)
+    )
+    return bool(np.isclose(first, second, rtol=1e-6, equal_nan=True))
+
+
 def _right_collection(where: str) -> Callable[[Path, str], str]:
     def check(folder: Path, text: str) -> str:
         (collected,) = (folder / where).glob("group_*_stat-damagepct_desc-rd_parcelstats.tsv")
         (row,) = [row for row in _rows(collected) if row["participant_id"] == "sub-01"]
         for region in _rows(folder / f"{_TABLE}.tsv"):
             told, found = region["damagepct"], row[region["name"]]
-            if told != found and not np.isclose(float(told), float(found), rtol=1e-6):
+            if not _same(told, found):
                 return f"{region['name']} has {found} %, not {told} %"
         return ""
 
@@ -176,7 +185,7 @@ def _right_collection(where: str) -> Callable[[Path, str], str]:
 
 def _right_group(folder: Path, text: str) -> str:
     (overlap,) = (folder / "out").rglob("*_stat-count_desc-*lesion*.nii.gz")
-    paths = (folder / "out").glob("sub-*/**/*_desc-lesion_mask.nii.gz")
+    paths = (folder / "out").glob("sub-*/**/sub-*_desc-lesion_mask.nii.gz")
     masks = [plain.image(path)[0] > 0 for path in paths]
     if not np.array_equal(plain.image(overlap)[0], np.sum(masks, axis=0)):
         return "the overlap is not the sum of the masks"

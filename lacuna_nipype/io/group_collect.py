@@ -108,7 +108,10 @@ def _value_column(path: Path, header: Sequence[str], names: str, quantity: str) 
         if column in header:
             return column
     left = [column for column in header if column not in (*_HELPERS, names)]
-    if len(left) == 1:
+    # Other programs call their only column what they like, score for one; a column of another
+    # quantity of ours means that the table stands under a wrong name.
+    ours = {known for _, known in TABLES} - {"score"}
+    if len(left) == 1 and left[0] not in ours:
         return left[0]
     raise ValidationError(f"{path} has no column {quantity!r} or 'value' ({', '.join(header)}).")
 

@@ -135,6 +135,7 @@ def test_foreign_tables_are_understood(tmp_path, text):
         ("", "empty"),
         ("a\tb\n1\t2\n", "no column of region names"),
         ("name\tb\tc\nx\t2\t3\n", "no column 'z'"),
+        ("name\tdamagepct\nx\t2\n", "no column 'z'"),
         ("name\tz\nx\t2\nx\t3\n", "twice"),
         ("name\tz\nx\tten\n", "'ten'"),
         ("name\tz\nx\t1\t2\n", "different length"),
