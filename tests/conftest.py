@@ -1,10 +1,18 @@
 """What tests of several folders share."""
 
+import fcntl
 import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lacuna_nipype.io.demonstration import DemonstrationPaths
+
+_CHECKOUT = Path(__file__).parents[1]
 
 
 def _load(name):
@@ -39,6 +47,23 @@ def data_folder(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("data", numbered=True)
     monkeypatch.setenv("LACUNA_DATA_DIR", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def demonstration(tmp_path_factory):
+    """The tutorial's data, made by its command once for all workers; each has a copy."""
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    made = common / "tutorial"
+    with (common / "tutorial.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            words = [sys.executable, "-m", "lacuna_nipype", "tutorial", common / "unfinished"]
+            subprocess.run(words, check=True, capture_output=True, cwd=_CHECKOUT)
+            (common / "unfinished").rename(made)
+    paths = DemonstrationPaths(tmp_path_factory.mktemp("demonstration") / "demo")
+    shutil.copytree(made, paths.directory)
+    return paths
 
 
 @pytest.fixture(scope="session")

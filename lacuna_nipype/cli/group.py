@@ -287,12 +287,26 @@ def plan_group(config: RunConfig) -> GroupPlan:
         elif made := _overlap(cohort, links, asked):
             common_grid(cohort.paths)
             plan.overlaps.append(made)
+    plan.notices += _incomplete(cohorts, everyone)
     if asked.score or asked.group:
         masks = [result for result in results if result.entities["suffix"] == "mask"]
         _plan_tests(plan, cohorts, table, masks, links, asked)
     plan.datasets = [*own, *others]
     plan.columns = _used_columns(table, sorted(everyone), asked)
     return plan
+
+
+def _incomplete(cohorts: Sequence[Cohort], everyone: set[str]) -> list[str]:
+    """Name the participants that some kinds of results lack, once for all these kinds."""
+    lacking: dict[tuple[str, ...], list[Cohort]] = defaultdict(list)
+    for cohort in cohorts:
+        lacking[tuple(sorted(everyone - set(cohort.participants)))].append(cohort)
+    return [
+        f"{shorten(missing)}: no results of {count(len(kinds), 'kind')}, such as "
+        f"{kinds[0].describe()}; what is made of these leaves them out."
+        for missing, kinds in lacking.items()
+        if missing
+    ]
 
 
 def _used_columns(

@@ -24,6 +24,7 @@ from lacuna_nipype.connectomes.hdf5 import (
     is_there,
     read_numbers,
     text_of,
+    whole,
 )
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
 from lacuna_nipype.core.files import open_regular, read_json
@@ -203,7 +204,7 @@ def _read_datasets(handle: h5py.File, name: str) -> tuple[h5py.Dataset, Grid, ND
             f"{name} lacks {', '.join(missing)}; it is not a functional connectome in "
             "Lacuna's HDF5 layout."
         )
-    shape = tuple(int(n) for n in np.asarray(handle.attrs["mask_shape"]).ravel())
+    shape = tuple(whole(n) for n in np.asarray(handle.attrs["mask_shape"]).ravel())
     if len(shape) != 3:
         raise ValidationError(f"{name} has a mask_shape of {len(shape)} numbers, not three.")
     if min(shape) < 1 or math.prod(shape) > MOST_GRID_VOXELS:

@@ -41,7 +41,9 @@ def get_dataset(group: h5py.Group, name: str) -> h5py.Dataset:
     return found
 
 
-def read_numbers(group: h5py.Group, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def read_numbers(
+    group: h5py.Group, name: str, shape: tuple[int, ...], *, kinds: str = "iuf"
+) -> NDArray[Any]:
     """Read a dataset of numbers whose shape is known.
 
     Parameters
@@ -49,6 +51,8 @@ def read_numbers(group: h5py.Group, name: str, shape: tuple[int, ...]) -> NDArra
     group : h5py.Group
     name : str
     shape : tuple of int
+    kinds : str
+        NumPy's letters of the types allowed: ``iu`` where only whole numbers have a meaning.
 
     Returns
     -------
@@ -59,13 +63,38 @@ def read_numbers(group: h5py.Group, name: str, shape: tuple[int, ...]) -> NDArra
     KeyError
         It is not there.
     ValueError
-        It has another shape, or does not hold numbers. Nothing is read then, however large.
+        It has another shape, or numbers of another kind. Nothing is read then, however large.
     """
     found = get_dataset(group, name)
-    if found.shape != shape or found.dtype.kind not in "iuf":
+    if found.shape != shape or found.dtype.kind not in kinds:
         raise ValueError(f"{name} of shape {found.shape} and type {found.dtype}")
     values: NDArray[Any] = found[()]
     return values
+
+
+def whole(value: Any) -> int:
+    """Read a count or a size of an attribute.
+
+    Parameters
+    ----------
+    value : object
+        As h5py gives it.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    TypeError
+        It is no number.
+    ValueError
+        It has a fraction.
+    """
+    number = int(value)
+    if number != value:
+        raise ValueError(f"{value!r} where a whole number is expected")
+    return number
 
 
 def is_there(dataset: h5py.Dataset) -> bool:

@@ -28,7 +28,7 @@ from lacuna_nipype.connectomes.functional import (
     ConnectomeFile,
     StoredPrecision,
 )
-from lacuna_nipype.connectomes.hdf5 import DAMAGE, get_dataset, read_numbers, text_of
+from lacuna_nipype.connectomes.hdf5 import DAMAGE, get_dataset, read_numbers, text_of, whole
 from lacuna_nipype.core.compression import (
     INTEGER_LIMITS,
     Compressed,
@@ -256,16 +256,16 @@ def read_store_header(handle: h5py.File, path: Path) -> ConnectomeFile:
         The file was written by a newer version, or is not complete.
     """
     try:
-        version = int(handle.attrs.get("format_version", 0))
+        version = whole(handle.attrs.get("format_version", 0))
         if version > FORMAT_VERSION:
             raise ValidationError(
                 f"{path} is a store of format {version}, newer than this program's "
                 f"{FORMAT_VERSION}; update lacuna-nipype or convert the connectome again."
             )
-        n_voxels = int(handle.attrs["n_voxels"])
-        voxels = read_numbers(handle, "mask_indices", (3, n_voxels)).astype(np.int64)
+        n_voxels = whole(handle.attrs["n_voxels"])
+        voxels = read_numbers(handle, "mask_indices", (3, n_voxels), kinds="iu").astype(np.int64)
         affine = read_numbers(handle, "mask_affine", (4, 4))
-        grid = Grid.make(handle.attrs["mask_shape"], affine)
+        grid = Grid.make([whole(n) for n in handle.attrs["mask_shape"]], affine)
         kind = text_of(handle.attrs["kind"])
         shape = _check_tiles(handle, n_voxels, kind)
         losses = {
@@ -279,7 +279,7 @@ def read_store_header(handle: h5py.File, path: Path) -> ConnectomeFile:
             energy_lost=float(losses["energy_lost"].max()),
             error_r=float(losses["error_r"].max()),
         )
-        n_timepoints = int(handle.attrs["n_timepoints"])
+        n_timepoints = whole(handle.attrs["n_timepoints"])
         space = declared_space(text_of(handle.attrs["space"]), path)
         _check_voxels(voxels, grid, path)
     except ValidationError:
@@ -345,7 +345,7 @@ def read_order(handle: h5py.File, file: ConnectomeFile) -> NDArray[np.int64]:
         The store does not say it.
     """
     try:
-        order = read_numbers(handle, "order", (file.n_voxels,)).astype(np.int64)
+        order = read_numbers(handle, "order", (file.n_voxels,), kinds="iu").astype(np.int64)
         if not np.array_equal(np.sort(order), np.arange(file.n_voxels)):
             raise ValueError("no permutation")
     except DAMAGE as error:

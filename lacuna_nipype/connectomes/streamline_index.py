@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lacuna_nipype import __version__
-from lacuna_nipype.connectomes.hdf5 import DAMAGE, text_of
+from lacuna_nipype.connectomes.hdf5 import DAMAGE, text_of, whole
 from lacuna_nipype.connectomes.streamline_blocks import StreamlineBlock, iter_blocks
 from lacuna_nipype.connectomes.tractogram import TckHeader, check_tck, upsample_ratio
 from lacuna_nipype.core.exceptions import ValidationError
@@ -449,21 +449,21 @@ def read_index_record(path: Path) -> IndexRecord:
 def lacks_parts(path: Path) -> ValidationError:
     """Make the error for an index that is readable and incomplete."""
     return ValidationError(
-        f"{path} is damaged (parts of the index are missing); make it again with `lacuna-nipype "
-        "connectome convert`."
+        f"{path} is damaged (parts of the index are missing or wrong); make it again with "
+        "`lacuna-nipype connectome convert`."
     )
 
 
 def _record_of(path: Path, attrs: dict[str, Any]) -> IndexRecord:
     if text_of(attrs.get("format", "")) != INDEX_FORMAT:
         raise ValidationError(f"{path} is not a streamline index.")
-    if int(attrs["format_version"]) != FORMAT_VERSION:
+    if whole(attrs["format_version"]) != FORMAT_VERSION:
         raise ValidationError(
             f"{path} is a streamline index of format version {attrs['format_version']}, but this "
             f"version reads {FORMAT_VERSION}; make it again with `lacuna-nipype connectome "
             "convert`."
         )
-    shape = [int(n) for n in attrs["grid_shape"]]
+    shape = [whole(n) for n in attrs["grid_shape"]]
     affine = np.asarray(attrs["grid_affine"], dtype=np.float64)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"a grid of {shape}")
@@ -473,11 +473,11 @@ def _record_of(path: Path, attrs: dict[str, Any]) -> IndexRecord:
         tractogram=Path(text_of(attrs["tractogram"])),
         fingerprint=text_of(attrs["fingerprint"]),
         space=text_of(attrs["space"]),
-        n_streamlines=int(attrs["n_streamlines"]),
-        n_points=int(attrs["n_points"]),
-        n_empty=int(attrs["n_empty"]),
-        n_one_point=int(attrs["n_one_point"]),
-        upsample=int(attrs["upsample"]),
+        n_streamlines=whole(attrs["n_streamlines"]),
+        n_points=whole(attrs["n_points"]),
+        n_empty=whole(attrs["n_empty"]),
+        n_one_point=whole(attrs["n_one_point"]),
+        upsample=whole(attrs["upsample"]),
         step_size=float(attrs["step_size"]) or None,
         reach=float(attrs["reach"]),
         grid=Grid.make(shape, affine),

@@ -14,9 +14,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from lacuna_nipype.connectomes.hdf5 import DAMAGE, get_dataset
+from lacuna_nipype.connectomes.hdf5 import DAMAGE, get_dataset, whole
 from lacuna_nipype.connectomes.streamline_index import (
     ARRAYS,
+    CELL_PHASE_MM,
     DTYPES,
     IndexBlock,
     IndexRecord,
@@ -29,6 +30,7 @@ from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.images import open_image, read_voxels
 from lacuna_nipype.core.mrtrix_grid import MrtrixGrid, as_mask, grid_of_image
 from lacuna_nipype.core.streamline_index import (
+    CELL_SIZE_MM,
     INSIDE,
     TOUCHED,
     CellLattice,
@@ -102,9 +104,12 @@ class StreamlineIndex:
         """Refuse arrays that disagree; what they hold is checked where it is used."""
         if self.density.shape != self.grid.shape or self.density.dtype != np.uint32:
             raise ValueError(f"a density of {self.density.shape}")
-        shape, size = self.lattice.shape, self.lattice.size
-        if min(shape) < 1 or not np.isfinite(self.lattice.origin).all() or not 0 < size < np.inf:
-            raise ValueError(f"a lattice of {shape} cells of {size} mm")
+        # The lattice follows from the grid: numbers of another one would give other streamlines.
+        expected = CellLattice.around(self.grid, CELL_SIZE_MM, CELL_PHASE_MM)
+        if (self.lattice.shape, self.lattice.size) != (expected.shape, expected.size) or not (
+            np.array_equal(self.lattice.origin, expected.origin)
+        ):
+            raise ValueError(f"a lattice that does not belong to the grid: {self.lattice}")
         for block in self.blocks:
             n = block.n_streamlines
             if (
@@ -440,7 +445,7 @@ def _map_arrays(path: Path) -> tuple[list[IndexBlock], NDArray[np.uint32], CellL
         blocks = [
             IndexBlock(
                 **arrays(group),
-                position=int(group.attrs["position"]),
+                position=whole(group.attrs["position"]),
             )
             for _, group in sorted(handle["blocks"].items())
         ]
@@ -448,7 +453,7 @@ def _map_arrays(path: Path) -> tuple[list[IndexBlock], NDArray[np.uint32], CellL
         shape = attrs["cell_shape"]
         lattice = CellLattice(
             np.asarray(attrs["cell_origin"], dtype=np.float64),
-            (int(shape[0]), int(shape[1]), int(shape[2])),
+            (whole(shape[0]), whole(shape[1]), whole(shape[2])),
             float(attrs["cell_size"]),
         )
         return blocks, mapped(get_dataset(handle, "density")), lattice

@@ -424,14 +424,24 @@ def _read_affine(path: Path) -> AffineStep:
                 f"Transform {path} holds {' and '.join(kinds) or 'no ITK transform'} where one "
                 f"{_AFFINE} is read; convert it with antsApplyTransforms or ConvertTransformFile."
             )
-        # The reader takes the lines by their places, whatever they are called.
-        keys = [line.split(":")[0].strip() for line in text.splitlines() if line[:1] not in "#"]
-        if keys[1:3] != ["Parameters", "FixedParameters"]:
-            raise ValidationError(
-                f"Transform {path} lacks Parameters and FixedParameters below its kind; it is "
-                "damaged: write it again."
-            )
+        _check_affine_lines(text, path)
     return AffineStep(np.asarray(ITKLinearTransform.from_filename(str(path)).to_ras(), np.float64))
+
+
+def _check_affine_lines(text: str, path: Path) -> None:
+    """See that what nitransforms takes by the places of lines is there, and nothing else."""
+    lines = [line.partition(":") for line in text.splitlines() if line.strip()[:1] not in "#"]
+    for place, (key, expected) in enumerate((("Parameters", 12), ("FixedParameters", 3)), start=1):
+        name, _, values = lines[place] if place < len(lines) else ("", "", "")
+        try:
+            found = len([float(word) for word in values.split()])
+        except ValueError:
+            found = 0
+        if name.strip() != key or found != expected:
+            raise ValidationError(
+                f"Transform {path} has no line of {key} with {expected} numbers in its place; it "
+                "is damaged: write it again."
+            )
 
 
 def _read_field(path: Path) -> FieldStep:

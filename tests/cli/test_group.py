@@ -59,6 +59,16 @@ def test_everything_is_put_together_by_default(study):
     assert plan.map_tests == plan.table_tests == []
 
 
+def test_participants_without_a_kind_of_result_are_named_once(study):
+    assert plan_group(configure(study)).notices == []
+    for pattern in ("*damagepct*.tsv", "*label-L_desc-lesion_mask.nii.gz"):
+        for path in (study / "out" / "sub-02").rglob(pattern):
+            path.unlink()
+    (notice,) = plan_group(configure(study)).notices
+    assert notice.startswith("sub-02: ")
+    assert "2 kinds" in notice
+
+
 def test_tests_are_planned_for_the_right_quantities(study):
     plan = plan_group(configure(study, "--score", "score", "--group", "side"))
     assert names(plan.map_tests) == sorted(

@@ -10,16 +10,8 @@ from lacuna_nipype.cli.inputs import gather_inputs
 from lacuna_nipype.cli.parser import parse_config
 from lacuna_nipype.cli.sizes import run_sizes
 from lacuna_nipype.connectomes.functional import open_connectome
-from lacuna_nipype.io.demonstration import DemonstrationPaths, write_demonstration
 
 PARTICIPANT = ("--participant-label", "02")
-
-
-@pytest.fixture(scope="module")
-def demonstration(tmp_path_factory):
-    paths = DemonstrationPaths(tmp_path_factory.mktemp("demo"))
-    write_demonstration(paths.directory)
-    return paths
 
 
 def sizes(demonstration, tmp_path, *words):

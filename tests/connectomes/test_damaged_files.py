@@ -78,6 +78,7 @@ CONNECTOME_DAMAGE = {
     "an affine of three rows": lambda f: _replace(f, "mask_affine", data=np.eye(3)),
     "a shape of text": lambda f: f.attrs.__setitem__("mask_shape", "large"),
     "a shape of NaN": lambda f: f.attrs.__setitem__("mask_shape", [np.nan, 9, 7]),
+    "a shape with a fraction": lambda f: f.attrs.__setitem__("mask_shape", [8.5, 9, 7]),
     "an absurd shape": lambda f: f.attrs.__setitem__("mask_shape", [2**20, 2**20, 2**20]),
     "a space that is no UTF-8": lambda f: f.attrs.__setitem__("space", np.bytes_(b"\xff\xfe")),
     "a space of numbers": lambda f: f.attrs.__setitem__("space", [1.0, 2.0]),
@@ -119,6 +120,7 @@ STORE_DAMAGE = {
     "a group": lambda f: (f.__delitem__("norm"), f.create_group("norm")),
     "voxels outside": lambda f: f["mask_indices"].__setitem__((0, 0), 99),
     "negative voxels": lambda f: f["mask_indices"].__setitem__((0, 0), -1),
+    "half a voxel": lambda f: _replace(f, "mask_indices", data=f["mask_indices"][()] + 0.5),
     "a voxel twice": lambda f: f["mask_indices"].__setitem__(np.s_[:, 0], f["mask_indices"][:, 1]),
     "another type": lambda f: _replace(f, "scale", data=f["scale"][()].astype("f8")),
     "fewer tiles": lambda f: _replace(f, "norm", data=f["norm"][:, :1]),
@@ -126,6 +128,7 @@ STORE_DAMAGE = {
     "losses that are NaN": lambda f: f["error_r"].__setitem__(0, np.nan),
     "another kind": lambda f: f.attrs.__setitem__("kind", "float64"),
     "a version of text": lambda f: f.attrs.__setitem__("format_version", "new"),
+    "a fraction of a voxel": lambda f: f.attrs.__setitem__("n_voxels", 380.5),
     "an absurd number of voxels": lambda f: f.attrs.__setitem__("n_voxels", 2**60),
 }
 
@@ -143,9 +146,16 @@ def test_a_damaged_record_of_sources_is_as_good_as_none(store):
     assert inspect_connectome(store)["Sources"] == []
 
 
-def test_a_damaged_order_is_refused(store, tmp_path):
+ORDER_DAMAGE = {
+    "a voxel twice": lambda f: f["order"].__setitem__(0, f["order"][1]),
+    "fractions": lambda f: _replace(f, "order", data=f["order"][()] + 0.5),
+}
+
+
+@pytest.mark.parametrize("damage", ORDER_DAMAGE.values(), ids=ORDER_DAMAGE)
+def test_a_damaged_order_is_refused(store, tmp_path, damage):
     with h5py.File(store, "r+") as file:
-        file["order"][0] = file["order"][1]
+        damage(file)
     refused(store_to_lacuna, store, tmp_path / "back", match="damaged store")
 
 
@@ -204,6 +214,9 @@ INDEX_DAMAGE = {
     ),
     "a density of another grid": lambda f: _replace(f, "density", data=np.zeros((2, 2, 2), "u4")),
     "a lattice of no size": lambda f: f.attrs.__setitem__("cell_size", 0.0),
+    "a lattice of another size": lambda f: f.attrs.__setitem__("cell_size", 2.5),
+    "a lattice elsewhere": lambda f: f.attrs.__setitem__("cell_origin", [0.5, 0.5, 2.5]),
+    "a lattice at a number": lambda f: f.attrs.__setitem__("cell_origin", 2),
     "text for a number": lambda f: f.attrs.__setitem__("n_streamlines", "many"),
     "a place that is a list": lambda f: f["blocks/00000"].attrs.__setitem__("position", [1, 2]),
 }  # fmt: skip

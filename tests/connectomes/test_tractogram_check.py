@@ -16,7 +16,6 @@ from lacuna_nipype.connectomes.tractogram import iter_tck_streamlines, write_tck
 from lacuna_nipype.connectomes.tractogram_check import check_placement, share_outside_brain
 from lacuna_nipype.connectomes.tractogram_formats import iter_streamlines
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.io.demonstration import write_demonstration
 
 DATA = Path(os.environ["LACUNA_TEST_DATA"]) if os.environ.get("LACUNA_TEST_DATA") else None
 # Voxel coordinates of the 1 mm grids of FSL (LAS) and of SPM (RAS), and of a 2 mm grid.
@@ -29,9 +28,8 @@ LPS = np.diag([-1.0, -1, 1, 1])
 
 
 @pytest.fixture(scope="module")
-def demonstration(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tutorial")
-    return write_demonstration(folder / "demo").structural_connectome
+def tractogram(demonstration):
+    return demonstration.structural_connectome
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +89,8 @@ def test_no_vertices(tmp_path):
         check_placement(tmp_path / "a.tck")
 
 
-def test_damaged_and_missing_files(tmp_path, demonstration):
-    (tmp_path / "a.tck").write_bytes(demonstration.read_bytes()[:-30])
+def test_damaged_and_missing_files(tmp_path, tractogram):
+    (tmp_path / "a.tck").write_bytes(tractogram.read_bytes()[:-30])
     for function in (share_outside_brain, check_placement):
         with pytest.raises(ValidationError, match="truncated"):
             function(tmp_path / "a.tck")
@@ -100,15 +98,15 @@ def test_damaged_and_missing_files(tmp_path, demonstration):
             function(tmp_path / "b.trx")
 
 
-def test_demonstration_is_in_the_brain(demonstration):
-    assert check_placement(demonstration) < 0.01
-    assert check_placement(demonstration) == share_outside_brain(demonstration)
+def test_demonstration_is_in_the_brain(tractogram):
+    assert check_placement(tractogram) < 0.01
+    assert check_placement(tractogram) == share_outside_brain(tractogram)
 
 
 @pytest.mark.parametrize("grid", VOXELS)
-def test_demonstration_in_voxels(tmp_path, demonstration, grid):
+def test_demonstration_in_voxels(tmp_path, tractogram, grid):
     path = tmp_path / "voxels.tck"
-    write_tck(path, moved(iter_tck_streamlines(demonstration), VOXELS[grid]), step_size=None)
+    write_tck(path, moved(iter_tck_streamlines(tractogram), VOXELS[grid]), step_size=None)
     with pytest.raises(ValidationError, match="those of voxels or of another space") as error:
         check_placement(path)
     assert str(path) in str(error.value)
@@ -116,9 +114,9 @@ def test_demonstration_in_voxels(tmp_path, demonstration, grid):
     assert share_outside_brain(path) > 0.5
 
 
-def test_demonstration_mirrored(tmp_path, demonstration):
+def test_demonstration_mirrored(tmp_path, tractogram):
     path = tmp_path / "lps.tck"
-    write_tck(path, moved(iter_tck_streamlines(demonstration), LPS), step_size=None)
+    write_tck(path, moved(iter_tck_streamlines(tractogram), LPS), step_size=None)
     with pytest.raises(ValidationError, match="LPS instead of RAS") as error:
         check_placement(path)
     assert one_sentence(error)
@@ -126,8 +124,8 @@ def test_demonstration_mirrored(tmp_path, demonstration):
     assert 0.05 < share_outside_brain(path) < 0.2
 
 
-def test_other_formats_are_read_from_the_beginning(tmp_path, demonstration):
-    lines = list(iter_tck_streamlines(demonstration))[:2000]
+def test_other_formats_are_read_from_the_beginning(tmp_path, tractogram):
+    lines = list(iter_tck_streamlines(tractogram))[:2000]
     for name, matrix in (("good", np.eye(4)), ("lps", LPS), ("voxels", VOXELS["las_1mm"])):
         tractogram = Tractogram(list(moved(lines, matrix)), affine_to_rasmm=np.eye(4))
         TrkFile(tractogram, {"voxel_to_rasmm": np.eye(4)}).save(str(tmp_path / f"{name}.trk"))

@@ -247,6 +247,15 @@ UNREADABLE = {
         "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
         "Parameters: 1 0 0 0 1 0 0 0 1 1 2 3\n1000 0 0 0\n"
     ),
+    "joined.txt": lambda path: path.write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+        "Parameters: 1 0 0 0 1 0 0 0 1 1 2 3\n"
+        "FixedParameters: 0 0 0Parameters: 1 0 0 0 1 0 0 0 1 1 2 3\n"
+    ),
+    "short.txt": lambda path: path.write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+        "Parameters: 1 0 0 0 1 0 0 0 1 1 2 3\nFixedParameters: 0\n"
+    ),
     "flirt.mat": lambda path: path.write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"),
     "fnirt.nii.gz": lambda path: nifti(path, (3, 3, 3, 3)),
     "spm.nii": lambda path: nifti(path, (3, 3, 3, 1, 3), "Mapping"),

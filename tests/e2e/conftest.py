@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import lacuna_nipype
-from lacuna_nipype.io.demonstration import DemonstrationPaths
 
 MRTRIX_COMMANDS = ("tckedit", "tckmap", "tck2connectome", "mrcalc")
 HAS_MRTRIX = all(shutil.which(name) for name in MRTRIX_COMMANDS)
@@ -92,14 +91,6 @@ def start_command():
             )
 
     return start
-
-
-@pytest.fixture(scope="session")
-def demonstration(tmp_path_factory, run_command):
-    paths = DemonstrationPaths(tmp_path_factory.mktemp("e2e") / "demo")
-    run = run_command("tutorial", paths.directory)
-    assert run.returncode == 0, run.stdout
-    return paths
 
 
 @pytest.fixture(scope="session")

@@ -40,11 +40,6 @@ MASKS = {
 
 
 @pytest.fixture(scope="session")
-def demonstration(tmp_path_factory):
-    return write_demonstration(tmp_path_factory.mktemp("tutorial") / "demo")
-
-
-@pytest.fixture(scope="session")
 def anatomy():
     return load_anatomy(ATLAS_GRID)
 
