@@ -186,13 +186,12 @@ def find_participants(roots: Sequence[Path]) -> Path | None:
     -------
     Path or None
     """
-    from lacuna_nipype.io.derivatives import read_description
+    from lacuna_nipype.io.derivatives import dataset_links, read_description
 
     places = list(roots)
     for root in roots:
-        links = read_description(root).get("DatasetLinks", {})
-        raw = links.get("raw") if isinstance(links, dict) else None
-        if isinstance(raw, str):
+        raw = dataset_links(read_description(root)).get("raw")
+        if raw is not None:
             places.append(root / raw)
     tables = (place / "participants.tsv" for place in places)
     return next((table for table in tables if table.is_file()), None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -112,30 +113,52 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return path.open("rb")
 
 
-def write_json(target: str | os.PathLike[str], content: Any) -> Path:
-    """Write JSON atomically; NaN and infinity are refused because JSON has neither.
+def write_json(target: str | os.PathLike[str], content: Any, *, indent: int | None = 2) -> Path:
+    """Write JSON atomically.
 
     Parameters
     ----------
     target : path-like
         File to write.
     content : object
-        Anything :func:`json.dumps` takes.
+        Anything :func:`json.dumps` takes, and arrays, numbers of numpy and paths. NaN and
+        infinities become null, as JSON has neither: they come from files that other programs
+        wrote, and from statistics that are not defined.
+    indent : int or None
+        Spaces per level; None for one line.
 
     Returns
     -------
     pathlib.Path
         The target.
-
-    Raises
-    ------
-    ValueError
-        The content holds NaN or infinity.
     """
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(json_safe(content), indent=indent, ensure_ascii=False, allow_nan=False)
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
     return Path(target)
+
+
+def json_safe(value: Any) -> Any:
+    """Make a value fit for JSON.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    object
+        With None for NaN and infinities, lists for arrays and tuples, text for paths and keys.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(item) for item in value]
+    if hasattr(value, "tolist"):
+        return json_safe(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:

@@ -30,7 +30,12 @@ from lacuna_nipype.core.spaces import (
     spaces_of_grid,
 )
 from lacuna_nipype.io.collect import declared_spaces, is_tissue, settle_space
-from lacuna_nipype.io.derivatives import BIDS_VERSION, read_description, sidecar_path
+from lacuna_nipype.io.derivatives import (
+    BIDS_VERSION,
+    dataset_links,
+    read_description,
+    sidecar_path,
+)
 from lacuna_nipype.io.images import load_mask
 from lacuna_nipype.io.lesions import map_threads
 from lacuna_nipype.io.naming import ENTITY_NAMES, is_label, parse_entities, sanitize_label
@@ -700,14 +705,9 @@ def template_address(space: str) -> str:
     return f"{_TEMPLATEFLOW}/tpl-{space}/tpl-{space}{resolution}_T1w.nii.gz"
 
 
-def _links(description: Mapping[str, Any]) -> dict[str, str]:
-    links = description.get("DatasetLinks", {})
-    return dict(links) if isinstance(links, dict) else {}
-
-
 def _link_name(dataset: Path, folder: Path) -> str:
     """Name of the originals' folder in addresses: the one it has, or a new one."""
-    links = _links(read_description(dataset))
+    links = dataset_links(read_description(dataset))
     for name, target in links.items():
         if target == str(folder):
             return name
@@ -749,7 +749,7 @@ def _describe_dataset(
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": MAKER, "Version": __version__}],
         **existing,
-        "DatasetLinks": {**_links(existing), link: str(folder)},
+        "DatasetLinks": {**dataset_links(existing), link: str(folder)},
     }
     if description != existing:
         write_json(dataset / "dataset_description.json", description)

@@ -67,6 +67,24 @@ def read_description(dataset: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def dataset_links(description: Mapping[str, Any]) -> dict[str, str]:
+    """Other datasets that a description names.
+
+    Parameters
+    ----------
+    description : mapping
+        From :func:`read_description`.
+
+    Returns
+    -------
+    dict of str to str
+        Without what is no text.
+    """
+    links = description.get("DatasetLinks")
+    found = links.items() if isinstance(links, dict) else ()
+    return {name: target for name, target in found if isinstance(target, str)}
+
+
 def refuse_foreign_dataset(output_dir: Path) -> None:
     """Refuse a folder that holds a dataset of somebody else; nothing is written.
 
@@ -122,7 +140,7 @@ def prepare_dataset(output_dir: Path, links: Mapping[str, Path | str]) -> list[s
             f"{output_dir} holds results of version {_maker(existing).get('Version')}; those "
             f"computed now are of {__version__}."
         )
-    merged = dict(existing.get("DatasetLinks", {}))
+    merged = dataset_links(existing)
     for name, target in links.items():
         if name in merged and merged[name] != str(target):
             remarks.append(f"Dataset link {name} now means {target} (it was {merged[name]}).")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
-import math
 import os
 import re
 import shutil
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import atomic_path, write_json, write_table
+from lacuna_nipype.core.files import atomic_path, json_safe, write_json, write_table
 from lacuna_nipype.core.masks import binarise_mask
 from lacuna_nipype.io.containers import (
     ConnectivityMatrix,
@@ -202,7 +200,7 @@ def export_bids_derivatives(
         output.write(target)
         if output.sidecar is not None:
             columns = column_descriptions(target) if target.suffix == ".tsv" else {}
-            write_json(sidecar_path(target), _json_safe({**output.sidecar, **columns}))
+            write_json(sidecar_path(target), {**output.sidecar, **columns})
     if export_provenance:
         _add_provenance(subject_data, root)
     folder = root / subject_data.subject_id
@@ -359,7 +357,7 @@ def _scalar_outputs(subject_data: SubjectData) -> Iterator[_Output]:
                 **_lesion_entities(subject_data), "space": subject_data.space,
                 "desc": sanitize_label(analysis), "suffix": "stats",
             }  # fmt: skip
-            write = partial(_write_json, content=values, indent=2)
+            write = partial(write_json, content=values, indent=2)
             yield _Output(_path(entities), write, None)
 
 
@@ -374,8 +372,8 @@ def _add_provenance(subject_data: SubjectData, root: Path) -> None:
     with dataset_lock(root):
         known = read_json_object(path).get("Runs", []) if path.is_file() else []
         for run in runs:
-            if _json_safe(run) not in known:
-                append_run(path, _json_safe(run))
+            if json_safe(run) not in known:
+                append_run(path, json_safe(run))
 
 
 # --- tables ---------------------------------------------------------------------------------
@@ -546,7 +544,7 @@ def export_results_to_json(
     }
     if include_provenance:
         content["provenance"] = list(mask_data.provenance)
-    return _write_json(output_path, content, indent)
+    return write_json(output_path, content, indent=indent)
 
 
 def _plain(result: Result) -> Any:
@@ -581,25 +579,4 @@ def export_provenance_to_json(
     runs = list(mask_data.provenance)
     if not runs:
         raise ValidationError(f"{mask_data} has no provenance to export.")
-    return _write_json(output_path, {"Runs": runs}, indent)
-
-
-def _write_json(output_path: StrPath, content: Any, indent: int | None) -> Path:
-    text = json.dumps(_json_safe(content), indent=indent, ensure_ascii=False, allow_nan=False)
-    path = Path(output_path)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    return path
-
-
-def _json_safe(value: Any) -> Any:
-    """Make a value fit for JSON, which has neither NaN nor infinity nor numpy's numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): _json_safe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_safe(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _json_safe(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+    return write_json(output_path, {"Runs": runs}, indent=indent)

@@ -94,10 +94,8 @@ def test_json_roundtrip(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_json_has_no_nan(tmp_path, value):
-    path = write_json(tmp_path / "a.json", {"old": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"deep": [{"x": value}]})
-    assert json.loads(path.read_text()) == {"old": 1}
+    path = write_json(tmp_path / "a.json", {"deep": [{"x": value}], "array": np.array([1, value])})
+    assert json.loads(path.read_text()) == {"deep": [{"x": None}], "array": [1, None]}
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -65,6 +65,17 @@ def test_changed_link_is_said(dataset, tmp_path):
     assert read_description(dataset)["DatasetLinks"]["raw"] == str(tmp_path / "new")
 
 
+def test_links_that_are_no_text_are_left_out(dataset, tmp_path):
+    prepare_dataset(dataset, {"raw": tmp_path})
+    text = (dataset / "dataset_description.json").read_text()
+    (dataset / "dataset_description.json").write_text(
+        text.replace('"raw"', '"none": NaN, "many": Infinity, "number": 5, "list": [], "raw"')
+    )
+    assert prepare_dataset(dataset, {"more": tmp_path}) == []
+    links = read_description(dataset)["DatasetLinks"]
+    assert links == {"raw": str(tmp_path), "more": str(tmp_path)}
+
+
 def test_results_of_another_version_are_said(dataset):
     describe(dataset, Name="x", GeneratedBy=[{"Name": "lacuna-nipype", "Version": "0.0.1"}])
     (remark,) = prepare_dataset(dataset, {})
