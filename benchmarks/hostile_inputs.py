@@ -22,7 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hostile.commands import SECONDS
+from hostile.commands import SECONDS, Command
+from hostile.kinds import Kind
 from hostile.worker import CASE_SECONDS, case_of
 from hostile.worker import main as answer
 
@@ -127,6 +128,11 @@ def print_counts(reports: list[dict[str, Any]], began: float) -> None:
           f"({slowest['kind']}), took {slowest['seconds']:.1f} s.")  # fmt: skip
 
 
+def _is_asked(subject: Kind | Command, options: argparse.Namespace) -> bool:
+    reads = not (options.readers and isinstance(subject, Command))
+    return reads and subject.name.startswith(options.kind)
+
+
 def parse() -> argparse.Namespace:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -135,6 +141,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", type=int, action="append", help="number of a case to run again")
     parser.add_argument("--kind", default="", help="only cases whose kind begins like this")
+    parser.add_argument(
+        "--readers",
+        action="store_true",
+        help="only calls of reading functions, no commands: many times as fast",
+    )
     parser.add_argument("--keep", type=Path, default=Path("hostile-failures"))
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -149,7 +160,7 @@ def main() -> int:
     began = time.perf_counter()
     numbers = options.only or [
         number for number in range(options.cases)
-        if case_of(options.seed, number)[0].name.startswith(options.kind)
+        if _is_asked(case_of(options.seed, number)[0], options)
     ]  # fmt: skip
     options.keep = options.keep.absolute()
     with tempfile.TemporaryDirectory(prefix="hostile-") as base:

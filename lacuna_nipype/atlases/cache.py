@@ -9,7 +9,6 @@ its key is made, and the size and SHA-256 of both files.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -26,13 +25,12 @@ from typing import Any
 from lacuna_nipype import __version__
 from lacuna_nipype.atlases.entries import IntegrityError
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import get_data_dir, read_json, write_json
+from lacuna_nipype.core.files import get_data_dir, lock_file, read_json, write_json
 
 logger = logging.getLogger("lacuna_nipype")
 
 IMAGE_ENDING, LABELS_ENDING, METADATA_ENDING = ".nii.gz", ".tsv", ".json"
 _READ_BYTES = 1 << 20
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -373,12 +371,7 @@ def locked(path: Path) -> Iterator[None]:
             "room, or set LACUNA_DATA_DIR to a folder of your own."
         ) from error
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            logger.warning("%s: this file system has no locks; fetch once at a time.", path.parent)
+        lock_file(stream)
         yield
 
 

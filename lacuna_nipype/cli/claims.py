@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lacuna_nipype.core.exceptions import LacunaError
-from lacuna_nipype.core.files import read_json, write_json
+from lacuna_nipype.core.files import lock_file, read_json, write_json
 from lacuna_nipype.io.derivatives import dataset_lock
 
 Signatures = Mapping[str, str]
-logger = logging.getLogger("lacuna_nipype")
 
 
 @contextmanager
@@ -34,7 +30,7 @@ def own_work_folder(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     # The lock goes with the process, however that ends.
     with (folder / "run.lock").open("a") as lock:
-        if not _lock(lock):
+        if not lock_file(lock, wait=False):
             raise LacunaError(
                 f"The work folder {folder} is in use by another run; wait for its end, or set "
                 "another with -w."
@@ -43,7 +39,9 @@ def own_work_folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(output_dir: Path, run_id: str, lesions: Mapping[str, Signatures]) -> Iterator[None]:
+def claimed(
+    output_dir: Path, run_id: str, lesions: Mapping[str, Signatures], *, alone: bool = False
+) -> Iterator[None]:
     """Keep other runs from writing other results of the same lesions meanwhile.
 
     Runs that write the same results may work at once: each file is whole, whoever wrote it.
@@ -56,6 +54,8 @@ def claimed(output_dir: Path, run_id: str, lesions: Mapping[str, Signatures]) ->
         Name of the run.
     lesions : mapping of str to mapping
         By lesion and analysis, signatures of all that the results depend on.
+    alone : bool
+        Refuse runs that write the same results too: this one removes them first.
 
     Raises
     ------
@@ -65,11 +65,11 @@ def claimed(output_dir: Path, run_id: str, lesions: Mapping[str, Signatures]) ->
     folder = output_dir / "logs" / "running"
     with dataset_lock(output_dir):
         for other in _running(folder):
-            _refuse_other_results(output_dir, other, lesions)
+            _refuse_other_results(output_dir, other, lesions, alone=alone)
         path = write_json(folder / f"{run_id}.json", {key: dict(lesions[key]) for key in lesions})
         # The lock goes with the process, however that ends.
-        held = path.open("rb")
-        _lock(held)
+        held = path.open("r+b")
+        lock_file(held, wait=False)
     try:
         yield
     finally:
@@ -80,31 +80,25 @@ def claimed(output_dir: Path, run_id: str, lesions: Mapping[str, Signatures]) ->
 def _running(folder: Path) -> Iterator[Path]:
     """Give the files of the runs that go on, and remove those of runs that were killed."""
     for path in sorted(folder.glob("*.json")):
-        with path.open("rb") as stream:
-            ended = _lock(stream)
+        with path.open("r+b") as stream:
+            ended = lock_file(stream, wait=False)
         if ended:
             path.unlink(missing_ok=True)
         else:
             yield path
 
 
-def _lock(stream: Any) -> bool:
-    """Lock a file for this process, unless another has."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        logger.info("The file system of %s has no locks.", stream.name)
-    return True
-
-
 def _refuse_other_results(
-    output_dir: Path, other: Path, lesions: Mapping[str, Signatures]
+    output_dir: Path, other: Path, lesions: Mapping[str, Signatures], *, alone: bool
 ) -> None:
     theirs = read_json(other)
     for key in sorted(set(theirs) & set(lesions)):
         both = set(theirs[key]) & set(lesions[key])
+        if alone and both:
+            raise LacunaError(
+                f"Another run ({other.stem}) works on {key} in {output_dir}; wait for its end "
+                "before its results are overwritten."
+            )
         if any(theirs[key][analysis] != lesions[key][analysis] for analysis in both):
             raise LacunaError(
                 f"Another run ({other.stem}) works on {key} in {output_dir}, with other "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,11 @@ def pass_memory(config: RunConfig, inputs: RunInputs) -> float:
     # Jobs of a cluster have their own memory, each.
     share = config.memory_gb / max(1, at_once if config.plugin == "MultiProc" else 1)
     need = pass_memory_gb(largest, len(inputs.inspection.lesions), threads)
-    return round(max(min(need, share), pass_memory_gb(largest, 1, threads)), 3)
+    # Rounded down, the last seed would have no room and the file be read twice; rounded up, passes
+    # would not fit side by side.
+    need = math.ceil(need * 1000) / 1000
+    least = math.ceil(pass_memory_gb(largest, 1, threads) * 1000) / 1000
+    return max(need if need <= share else math.floor(share * 1000) / 1000, least)
 
 
 def lesion_arguments(

@@ -24,7 +24,13 @@ from lacuna_nipype.cli.group_options import (
     find_group_problem,
     take_group_options,
 )
-from lacuna_nipype.cli.plugins import json_object, merge_plugin, plugin_file, plugin_name
+from lacuna_nipype.cli.plugins import (
+    find_argument_problem,
+    json_object,
+    merge_plugin,
+    plugin_file,
+    plugin_name,
+)
 from lacuna_nipype.cli.registered import connectome_location
 from lacuna_nipype.cli.submit import PROCESSORS, WAYS, part_name
 
@@ -332,7 +338,13 @@ def parse_config(argv: Sequence[str]) -> RunConfig:
     """
     parser = build_parser()
     options = vars(parser.parse_args(argv))
-    problem = merge_plugin(options) or _find_problem(options)
+    problem = (
+        merge_plugin(options)
+        or find_argument_problem(
+            "SLURM" if options["submit"] else options["plugin"], options["plugin_args"]
+        )
+        or _find_problem(options)
+    )
     if problem:
         parser.error(problem)
     _fill_resources(options)
@@ -390,6 +402,9 @@ def _find_problem(options: dict) -> str | None:
         )
     if home and work_dir.is_relative_to(home):
         return f"the work folder {work_dir} lies inside the BIDS folder; set another with -w"
+    problem = _find_submit_problem(options)
+    if problem:
+        return problem
     if options["reports_only"]:
         return None if options["reports"] else "--reports-only contradicts --no-reports"
     if work_dir == output_dir or output_dir.is_relative_to(work_dir):
@@ -397,8 +412,6 @@ def _find_problem(options: dict) -> str | None:
     problem = find_group_problem(options)
     if problem or options["analysis_level"] == "group":
         return problem
-    if options["array_size"] and not options["submit"]:
-        return "--array-size needs --submit slurm-array"
     asked = options["analysis"]
     if LESION in asked:
         return f"--analysis {LESION} is for the group level"
@@ -430,6 +443,19 @@ def _find_problem(options: dict) -> str | None:
     names = [name for name, _ in dict.fromkeys(options["derivatives"])]
     if len(names) != len(set(names)):
         return "two --derivatives have one name; give names: --derivatives NAME=PATH NAME=PATH"
+    return None
+
+
+def _find_submit_problem(options: dict) -> str | None:
+    """Say what contradicts handing the run over to jobs, or None."""
+    if not options["submit"]:
+        return "--array-size needs --submit slurm-array" if options["array_size"] else None
+    if options["analysis_level"] == "group":
+        return "--submit is for the participant level; the group level runs as it is"
+    if options["reports_only"]:
+        return "--submit contradicts --reports-only, which needs no jobs"
+    if options["plugin"] not in ("MultiProc", "SLURM"):
+        return f"--submit contradicts --plugin {options['plugin']}: its jobs run MultiProc"
     return None
 
 

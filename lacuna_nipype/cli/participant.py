@@ -80,8 +80,13 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
             _prepare_output(config, inputs, log_dir, links)
         recovery = plan_recovery(config, inputs)
         if recovery.inputs.inspection.lesions and not config.dry_run:
-            held.enter_context(claimed(config.output_dir, run_id, recovery.signatures))
-            begin(config, recovery)
+            claim = claimed(config.output_dir, run_id, recovery.signatures, alone=config.overwrite)
+            held.enter_context(claim)
+            if removed := begin(config, recovery):
+                say(
+                    f"Note: {count(removed, 'result')} of an earlier run with other parameters "
+                    "or inputs removed, as this run does not make them."
+                )
         reporter = Reporter(config, inputs, run_id, started)
         reporter.begin()
         problems: list[str] = []

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lacuna_nipype.core.files import parse_json
+from lacuna_nipype.core.files import open_regular, parse_json
 
 # The first three are tested; ours stand in for MultiProc and SLURM.
 PLUGINS = ("Linear", "MultiProc", "SLURM")
 OTHERS = ("Condor", "IPython", "LegacyMultiProc", "LSF", "OAR", "PBS", "SGE", "SomaFlow")
+# Arguments of ours; the two of all say what a run may use, as --nprocs and --mem do.
+_OF_ALL = ("n_procs", "memory_gb")
+_ARGUMENTS = {
+    "Linear": _OF_ALL,
+    "MultiProc": (*_OF_ALL, "raise_insufficient"),
+    "SLURM": (
+        *_OF_ALL, "template", "sbatch_args", "python", "max_jobs", "max_tries", "retry_timeout",
+        "squeue_interval", "squeue_timeout",
+    ),
+}  # fmt: skip
+_WHOLE = ("n_procs", "max_jobs", "max_tries")
+_SECONDS = ("retry_timeout", "squeue_interval", "squeue_timeout")
 _DETACHED = ("CondorDAGMan", "PBSGraph", "SGEGraph", "SLURMGraph")
 
 
@@ -89,7 +104,8 @@ def plugin_file(text: str) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(text).expanduser().read_text(encoding="utf-8"))
+        with open_regular(Path(text).expanduser()) as stream:
+            content = yaml.safe_load(stream.read().decode("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise argparse.ArgumentTypeError(f"{text} cannot be read as YAML: {reason}") from error
@@ -126,4 +142,47 @@ def merge_plugin(options: dict[str, Any]) -> str | None:
         return f"--plugin {options['plugin']} and --use-plugin, which names {named}; leave one out"
     options["plugin"] = named
     options["plugin_args"] = {**file.get("plugin_args", {}), **options["plugin_args"]}
+    return None
+
+
+def find_argument_problem(plugin: str, arguments: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with the arguments of a plugin, or None.
+
+    Parameters
+    ----------
+    plugin : str
+    arguments : mapping
+        Those of nipype's other plugins are its own affair, but for the two that all know.
+
+    Returns
+    -------
+    str or None
+    """
+    known = _ARGUMENTS.get(plugin)
+    for name, value in arguments.items():
+        if name == "status_callback" or (known and name not in known):
+            offered = f"; it takes {', '.join(known)}" if known else ""
+            return f"plugin_args: {plugin} has no argument {name!r} to be set{offered}"
+        problem = _value_problem(name, value, ours=known is not None)
+        if problem:
+            return f"plugin_args: {name} must be {problem}, not {value!r}"
+    try:
+        json.dumps(arguments, allow_nan=False)
+    except (TypeError, ValueError):
+        return "plugin_args: only what JSON knows can be given (text, numbers, lists, true, false)"
+    return None
+
+
+def _value_problem(name: Any, value: Any, *, ours: bool) -> str | None:
+    """Say what a value should have been, or None."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name == "memory_gb" and not (is_number and 0.5 <= value < math.inf):
+        return "a number of GB of 0.5 or more"
+    if name == "n_procs" or (ours and name in _WHOLE):
+        is_whole = is_number and isinstance(value, int) and value >= 1
+        return None if is_whole else "a whole number above 0"
+    if ours and name in _SECONDS and not (is_number and 0 <= value < math.inf):
+        return "a number of seconds of 0 or more"
+    if ours and name == "raise_insufficient" and not isinstance(value, bool):
+        return "true or false"
     return None

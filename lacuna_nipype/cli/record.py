@@ -15,6 +15,7 @@ from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.inputs import RunInputs
 from lacuna_nipype.cli.parser import build_parser, parse_config
 from lacuna_nipype.cli.plan import planned_outputs
+from lacuna_nipype.cli.state import changed_files, read_state
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import fingerprint, read_json
 from lacuna_nipype.io.lesions import Inspection, Lesion
@@ -62,7 +63,7 @@ class Gap:
     ----------
     lesion : Lesion
     missing : tuple of str
-        Paths relative to the output folder.
+        Paths relative to the output folder; also of files that are not what was stored.
     n_expected : int
     """
 
@@ -76,9 +77,9 @@ class Gap:
         if not self.missing:
             return f"{key}: the mask has changed since its results were made"
         if len(self.missing) == self.n_expected:
-            return f"{key}: all {self.n_expected} outputs missing"
+            return f"{key}: all {self.n_expected} outputs missing or changed"
         return (
-            f"{key}: {len(self.missing)} of {self.n_expected} outputs missing, such as "
+            f"{key}: {len(self.missing)} of {self.n_expected} outputs missing or changed, such as "
             f"{self.missing[0]}"
         )
 
@@ -230,7 +231,7 @@ def command_words(options: Mapping[str, Any]) -> list[str]:
 
 
 def find_missing(output_dir: Path, inputs: RunInputs) -> list[Gap]:
-    """List the lesions whose results are not all there, or are those of another mask.
+    """List the lesions whose results are not all as stored, or are those of another mask.
 
     Parameters
     ----------
@@ -246,7 +247,9 @@ def find_missing(output_dir: Path, inputs: RunInputs) -> list[Gap]:
     gaps = []
     for lesion in inputs.inspection.lesions:
         expected = planned_outputs(replace(inputs, inspection=Inspection((lesion,), {}, {})))
-        missing = tuple(path for path in expected if not _is_there(output_dir / path))
+        stored = read_state(output_dir, lesion.record.key).values()
+        known = {path: file for each in stored for path, file in each.files.items()}
+        missing = tuple(changed_files(output_dir, expected, known))
         if missing or _has_changed(output_dir, lesion):
             gaps.append(Gap(lesion, missing, len(expected)))
     return gaps

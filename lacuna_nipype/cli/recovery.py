@@ -1,15 +1,16 @@
 """What an earlier run did already: which lesions a run has to do, and a record for the next one.
 
-For every lesion a small file in ``logs/state`` of the output folder says which analyses were
-begun and which were completed, each with a signature of all that its results depend on. A run
-that is killed leaves "begun", so nothing half-written is taken for a result later.
+Results that are there count only when the record of their lesion says that they were completed
+with the same signature, and they still are the files that were stored then. All others are
+removed before a run begins, so that no step takes them for its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,21 @@ from lacuna_nipype import __version__
 from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.inputs import RunInputs
 from lacuna_nipype.cli.plan import planned_outputs
+from lacuna_nipype.cli.state import (
+    BEGUN,
+    COMPLETE,
+    Stored,
+    changed_files,
+    describe_files,
+    note_state,
+    read_state,
+    results_of,
+)
 from lacuna_nipype.core.files import fingerprint, read_json, write_json
 from lacuna_nipype.execution.runner import RunOutcome
 from lacuna_nipype.io.lesions import Inspection, Lesion
-from lacuna_nipype.workflows.base import lesion_workflow_names
+from lacuna_nipype.io.naming import parse_entities
+from lacuna_nipype.workflows.base import lesion_workflow_names, workflow_name
 
 Signatures = dict[str, str]
 # Options that choose inputs (which count by their content) or resources: not the results.
@@ -38,7 +50,6 @@ _NO_PARAMETERS = frozenset(
 )  # fmt: skip
 # Both engines give the same numbers, and which one runs depends on the number of lesions.
 _NO_METADATA = frozenset({"Method", "Engine", "MRtrixVersion"})
-BEGUN, COMPLETE = "begun", "complete"
 # In the work folder: the lesions of its last graph, whose finished steps can be used again.
 _LAST_GRAPH = "lesions.json"
 
@@ -78,8 +89,9 @@ def lesion_signatures(
     Returns
     -------
     dict of str to str
-        SHA-256 by analysis, of: the version, the content of mask, transforms, connectome and
-        atlases, the parameters, and the files that are to be written.
+        By analysis two SHA-256 with a dot between: of the version, the content of mask,
+        transforms and connectome, and the parameters; and of the content of the atlases and the
+        files that are to be written too.
     """
     parameters = {k: v for k, v in config.to_dict().items() if k not in _NO_PARAMETERS}
     mask = [fingerprint(lesion.record.path), *map(fingerprint, lesion.normalisation)]
@@ -87,18 +99,27 @@ def lesion_signatures(
     signatures = {}
     for analysis in inputs.analyses:
         metadata = inputs.metadata.get(analysis, {})
-        content = {
+        basis = {
             "version": __version__,
             "parameters": parameters,
             "metadata": {k: v for k, v in metadata.items() if k not in _NO_METADATA},
-            "atlases": atlases,
             "mask": mask,
             "space": lesion.space,
-            "outputs": planned_outputs(replace(alone, analyses=(analysis,))),
         }
-        text = json.dumps(content, sort_keys=True, default=str)
-        signatures[analysis] = hashlib.sha256(text.encode()).hexdigest()
+        planned = planned_outputs(replace(alone, analyses=(analysis,)))
+        whole = {**basis, "atlases": atlases, "outputs": planned}
+        signatures[analysis] = f"{_digest(basis)}.{_digest(whole)}"
     return signatures
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _basis(signature: str) -> str:
+    """Take the part of a signature that leaves out atlases and the choice of files."""
+    return signature.partition(".")[0]
 
 
 def plan_recovery(config: RunConfig, inputs: RunInputs) -> Recovery:
@@ -145,23 +166,68 @@ def plan_recovery(config: RunConfig, inputs: RunInputs) -> Recovery:
     )
 
 
-def begin(config: RunConfig, recovery: Recovery) -> None:
-    """Note that the lesions of a run are begun.
+def begin(config: RunConfig, recovery: Recovery) -> int:
+    """Note that the lesions of a run are begun, and remove what is not theirs.
 
     Parameters
     ----------
     config : RunConfig
-        With ``overwrite``, results that are there are removed.
+        With ``overwrite``, all results of the lesions are removed, and the finished steps in the
+        work folder.
     recovery : Recovery
+
+    Returns
+    -------
+    int
+        How many results were removed that the run does not make again: of the same lesions and
+        analyses, made with other parameters or of other inputs.
     """
     if config.overwrite:
-        for path in planned_outputs(recovery.inputs):
-            (config.output_dir / path).unlink(missing_ok=True)
+        shutil.rmtree(config.work_dir / workflow_name(), ignore_errors=True)
     complete = set(recovery.up_to_date)
-    for key, signed in recovery.signatures.items():
-        if key not in complete:
-            _note(config.output_dir, key, signed, BEGUN)
+    removed = 0
+    for lesion in recovery.inputs.inspection.lesions:
+        key = lesion.record.key
+        if key in complete:
+            continue
+        signed = recovery.signatures[key]
+        planned, others = _stale(config, recovery.inputs, lesion, signed)
+        for path in (*planned, *others):
+            (config.output_dir / path).unlink(missing_ok=True)
+        removed += len(others)
+        begun = {analysis: Stored(BEGUN, text) for analysis, text in signed.items()}
+        note_state(config.output_dir, key, begun)
     write_json(config.work_dir / _LAST_GRAPH, {"Lesions": recovery.signatures})
+    return removed
+
+
+def _stale(
+    config: RunConfig, inputs: RunInputs, lesion: Lesion, signed: Signatures
+) -> tuple[set[str], set[str]]:
+    """Files of a lesion that the run makes again, and those that it makes no more."""
+    known = read_state(config.output_dir, lesion.record.key)
+    planned: set[str] = set()
+    others: set[str] = set()
+    for analysis, signature in signed.items():
+        stored = known.get(analysis)
+        own = _planned(inputs, lesion, analysis)
+        if not config.overwrite and stored is not None and stored.signature == signature:
+            planned.update(changed_files(config.output_dir, own, stored.files))
+            continue
+        planned.update(own)
+        if stored is not None and _basis(stored.signature) != _basis(signature):
+            spaces = {parse_entities(Path(path).name).get("space") for path in own}
+            others.update(
+                path
+                for path in results_of(config.output_dir, lesion, analysis)
+                if parse_entities(Path(path).name).get("space") in spaces
+            )
+    return planned, others - planned
+
+
+def _planned(inputs: RunInputs, lesion: Lesion, analysis: str) -> list[str]:
+    inspection = Inspection((lesion,), {}, {})
+    return planned_outputs(replace(inputs, inspection=inspection, analyses=(analysis,)))
 
 
 def end(config: RunConfig, recovery: Recovery, outcome: RunOutcome) -> None:
@@ -180,11 +246,22 @@ def end(config: RunConfig, recovery: Recovery, outcome: RunOutcome) -> None:
     # A step that failed for all lesions speaks for none of them.
     if None in failed:
         return
+    done = set(recovery.up_to_date).union(failed)
     for lesion in lesions:
-        key = lesion.record.key
-        alone = replace(recovery.inputs, inspection=Inspection((lesion,), {}, {}))
-        if key not in failed and _are_there(config.output_dir, planned_outputs(alone)):
-            _note(config.output_dir, key, recovery.signatures[key], COMPLETE)
+        key, output_dir = lesion.record.key, config.output_dir
+        planned = {
+            analysis: _planned(recovery.inputs, lesion, analysis)
+            for analysis in recovery.signatures[key]
+        }
+        paths = [path for own in planned.values() for path in own]
+        if key not in done and not any(changed_files(output_dir, paths, {})):
+            complete = {
+                analysis: Stored(
+                    COMPLETE, recovery.signatures[key][analysis], describe_files(output_dir, own)
+                )
+                for analysis, own in planned.items()
+            }
+            note_state(output_dir, key, complete)
 
 
 def _lesion_of(node: str, lesions: Iterable[Lesion]) -> str | None:
@@ -199,38 +276,14 @@ def _lesion_of(node: str, lesions: Iterable[Lesion]) -> str | None:
 def _is_complete(
     output_dir: Path, inputs: RunInputs, lesion: Lesion, signatures: Signatures
 ) -> bool:
-    state = _read_state(output_dir, lesion.record.key)
-    if any(state.get(analysis) != [COMPLETE, signed] for analysis, signed in signatures.items()):
-        return False
-    alone = replace(inputs, inspection=Inspection((lesion,), {}, {}))
-    return _are_there(output_dir, planned_outputs(alone))
-
-
-def _are_there(output_dir: Path, paths: Iterable[str]) -> bool:
-    for path in paths:
-        try:
-            if (output_dir / path).stat().st_size == 0:
-                return False
-        except OSError:
+    known = read_state(output_dir, lesion.record.key)
+    for analysis, signature in signatures.items():
+        stored = known.get(analysis)
+        if stored is None or not stored.is_complete(signature):
+            return False
+        if any(changed_files(output_dir, _planned(inputs, lesion, analysis), stored.files)):
             return False
     return True
-
-
-def _state_file(output_dir: Path, key: str) -> Path:
-    return output_dir / "logs" / "state" / f"{key}.json"
-
-
-def _read_state(output_dir: Path, key: str) -> dict[str, Any]:
-    """State of each analysis; a damaged file says nothing, so the lesion is done again."""
-    content = _read(_state_file(output_dir, key))
-    return content if isinstance(content, dict) else {}
-
-
-def _note(output_dir: Path, key: str, signatures: Mapping[str, str], state: str) -> None:
-    path = _state_file(output_dir, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = {analysis: [state, signed] for analysis, signed in signatures.items()}
-    write_json(path, {**_read_state(output_dir, key), **new})
 
 
 def _read_last_graph(work_dir: Path) -> dict[str, Signatures]:

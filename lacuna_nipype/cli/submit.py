@@ -70,8 +70,13 @@ def passes_folder(config: RunConfig) -> Path:
 
 
 def clear_passes(config: RunConfig) -> None:
-    """Remove what was kept, when the run that it was for has taken it."""
-    shutil.rmtree(passes_folder(config), ignore_errors=True)
+    """Remove what was kept and a run has taken: it has another name in the work folder then."""
+    folder = passes_folder(config)
+    for path in folder.glob("*.h5"):
+        if path.stat().st_nlink > 1:
+            path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 # --- to submit --------------------------------------------------------------------------------
@@ -94,7 +99,7 @@ def submit_run(config: RunConfig, run_id: str) -> int:
     from lacuna_nipype.cli.ending import OK, end
     from lacuna_nipype.cli.inputs import gather_inputs
     from lacuna_nipype.cli.recovery import plan_recovery
-    from lacuna_nipype.cli.summary import show_inputs
+    from lacuna_nipype.cli.summary import end_up_to_date, end_without_lesions, show_inputs
     from lacuna_nipype.cli.terminal import say
     from lacuna_nipype.execution.runner import require_plugin
 
@@ -103,8 +108,11 @@ def submit_run(config: RunConfig, run_id: str) -> int:
     inputs = gather_inputs(config)
     show_inputs(inputs)
     recovery = plan_recovery(config, inputs)
+    if not inputs.inspection.lesions:
+        return end_without_lesions(inputs)
     if not recovery.inputs.inspection.lesions:
-        return end(OK, "Nothing is left to do: no job is submitted.")
+        say("Nothing is left to do: no job is submitted.")
+        return end_up_to_date(config, inputs, [])
     plan = _plan(config, recovery, run_id)
     for line in plan.describe():
         say(line)
@@ -178,7 +186,7 @@ def _jobs(config: RunConfig, inputs: RunInputs, python: Sequence[str]) -> tuple[
 
     def job(name: str, n_procs: int, gb: float, work: float, tasks: int | None = None) -> Job:
         # They are told what they have: they may see more on their machine.
-        gb = max(LEAST_GB, min(round(gb, 3), budget))
+        gb = max(LEAST_GB, min(math.ceil(gb * 1000) / 1000, budget))
         resources = ["--nprocs", str(n_procs), "--omp-nthreads", str(threads), "--mem", f"{gb}G"]
         command = (*python, "-m", "lacuna_nipype", *_words(config), *resources)
         return Job(name, command, n_procs, gb, work, tasks)

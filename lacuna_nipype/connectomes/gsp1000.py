@@ -8,7 +8,6 @@ and started again.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import itertools
 import logging
@@ -37,7 +36,7 @@ from lacuna_nipype.connectomes.ingest import RECIPE, describe_source, run_tasks,
 from lacuna_nipype.connectomes.series_file import write_series_file
 from lacuna_nipype.connectomes.store import StoreSource
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
-from lacuna_nipype.core.files import parse_json, read_json, write_json
+from lacuna_nipype.core.files import lock_file, parse_json, read_json, write_json
 from lacuna_nipype.core.images import check_size, open_image
 from lacuna_nipype.core.masks import check_affine
 from lacuna_nipype.core.resampling import resample_linear, round_indices, voxel_map
@@ -603,12 +602,10 @@ def _unpacking_folder(scratch: Path) -> Iterator[Path]:
     """Give an empty folder that only this call uses, and remove it."""
     scratch.mkdir(parents=True, exist_ok=True)
     with (scratch / "gsp1000.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock_file(lock, wait=False):
             raise ValidationError(
                 f"Another run unpacks GSP1000 in {scratch} at this moment; wait for it to end."
-            ) from error
+            )
         folder = scratch / "gsp1000_unpacked"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

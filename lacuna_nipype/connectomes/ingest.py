@@ -9,7 +9,6 @@ is removed by the next one.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -33,7 +32,7 @@ from lacuna_nipype.connectomes.hdf5 import DAMAGE
 from lacuna_nipype.connectomes.store import TILE
 from lacuna_nipype.core.compression import compress_subject
 from lacuna_nipype.core.exceptions import LacunaError, ValidationError
-from lacuna_nipype.core.files import fingerprint, parse_json
+from lacuna_nipype.core.files import fingerprint, lock_file, parse_json
 
 RECIPE = "recipe"
 DIGESTS = "subject_digests"
@@ -294,12 +293,10 @@ def _scratch_folder(folder: Path) -> Iterator[Path]:
     scratch = folder / _SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
     with (scratch / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock_file(lock, wait=False):
             raise ValidationError(
                 f"Another run is writing to {folder} at this moment; wait for it to end."
-            ) from error
+            )
         for path in scratch.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)

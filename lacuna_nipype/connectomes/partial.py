@@ -138,7 +138,8 @@ def seeds_per_group(file: ConnectomeFile, memory_gb: float, n_threads: int = 1) 
         At least 1: a single seed runs whatever the budget says.
     """
     ahead = _blocks_ahead(file, memory_gb, n_threads)
-    left = memory_gb * 1e9 - _fixed_bytes(file, n_threads, ahead)
+    # One byte more: an amount in GB is not exact.
+    left = memory_gb * 1e9 - _fixed_bytes(file, n_threads, ahead) + 1
     return max(1, int(left // _bytes_per_seed(file, n_threads)))
 
 

@@ -9,7 +9,6 @@ first, so that one of the two is whole whatever happens.
 from __future__ import annotations
 
 import difflib
-import fcntl
 import hashlib
 import json
 import math
@@ -23,7 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from lacuna_nipype.core.exceptions import SpatialMismatchError, ValidationError
-from lacuna_nipype.core.files import atomic_path, combined_fingerprint, get_data_dir, read_json
+from lacuna_nipype.core.files import (
+    atomic_path,
+    combined_fingerprint,
+    get_data_dir,
+    lock_file,
+    read_json,
+)
 
 KINDS = ("functional", "structural")
 FORMAT_VERSION = 1
@@ -431,7 +436,7 @@ def _locked() -> Iterator[Path]:
         raise _cannot_change(registry, error) from error
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            lock_file(stream)
         except OSError as error:
             raise _cannot_change(registry, error) from error
         yield registry

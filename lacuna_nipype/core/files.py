@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import stat
@@ -12,12 +14,14 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from lacuna_nipype.core.exceptions import ValidationError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger("lacuna_nipype")
 
 # Files up to the first size are hashed whole, larger ones in evenly spaced blocks.
 WHOLE_FILE_BYTES = 64 * 2**20
@@ -159,6 +163,41 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def lock_file(stream: IO[Any], *, wait: bool = True) -> bool:
+    """Lock a file for this process; the lock goes with the process, however that ends.
+
+    Parameters
+    ----------
+    stream : file
+        Open for writing: NFS locks nothing else.
+    wait : bool
+        Until the process that has it lets it go.
+
+    Returns
+    -------
+    bool
+        False when another process has it. On a file system without locks, such as Lustre mounted
+        without them, nothing is locked: the log says so, and the answer is True.
+
+    Raises
+    ------
+    OSError
+        The file cannot be locked for another reason.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
+            raise
+        logger.warning(
+            "The file system of %s has no locks: let no other run write there at once.",
+            stream.name,
+        )
+    return True
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:

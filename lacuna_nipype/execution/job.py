@@ -11,6 +11,7 @@ from traceback import format_exception
 from typing import Any
 
 from lacuna_nipype.core.files import write_json
+from lacuna_nipype.execution.settings import use_settings
 
 TASK_SUFFIX, OUTCOME_SUFFIX = ".task", ".outcome"
 
@@ -59,14 +60,11 @@ def main(path: Path) -> int:
 
 
 def _run(path: Path) -> list[str] | None:
-    from nipype import config, logging
-
     from lacuna_nipype.execution.workers import run_step
 
     with path.open("rb") as stream:
         task = pickle.load(stream)  # noqa: S301 - written by our own run
-    config.update_config(task["settings"])
-    logging.update_logging(config)
+    use_settings(task["settings"])
     node = pickle.loads(task["node"])  # noqa: S301
     return run_step(node, task["updatehash"])
 

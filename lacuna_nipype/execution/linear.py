@@ -27,10 +27,6 @@ class GuardedLinearPlugin(SchedulingPlugin):
     def _is_full(self) -> bool:
         return bool(self._running)
 
-    def _expand(self, number: int) -> bool:
-        # A MapNode runs its pieces by itself.
-        return False
-
     def _submit(self, number: int, step: Step) -> bool:
         step.node.run(updatehash=self._updatehash)
         self._ended.append(Ending(number))

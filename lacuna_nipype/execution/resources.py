@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -9,10 +10,9 @@ from pathlib import Path
 from lacuna_nipype.core.exceptions import ValidationError
 
 _UNITS = {"": 1e-3, "m": 1e-3, "g": 1.0, "t": 1e3}
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+# Where control groups are mounted: all of them (version 2), or each kind apart (version 1).
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def parse_memory(text: str) -> float:
@@ -50,24 +50,74 @@ def available_memory_gb() -> float:
     Returns
     -------
     float
-        90 % of the smallest of: available memory, the control group's limit, SLURM's limit.
+        90 % of the smallest of: available memory, the limits of the control groups that the
+        process is in, and what SLURM gives to the job.
     """
     import psutil
 
     limits = [psutil.virtual_memory().available / 1e9]
-    for path in _CGROUP_LIMITS:
-        try:
-            text = path.read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            limits.append(int(text) / 1e9)
-    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
-    if slurm.isdigit() and int(slurm) > 0:
-        limits.append(int(slurm) * 1.048576e-3)
+    for folder in _control_groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limits += [bytes_ / 1e9 for bytes_ in _numbers(folder / name)[:1]]
+    megabytes = _slurm_number("SLURM_MEM_PER_NODE") or (
+        _slurm_number("SLURM_MEM_PER_CPU") * _slurm_number("SLURM_CPUS_ON_NODE")
+    )
+    if megabytes:
+        limits.append(megabytes * 1.048576e-3)
     return 0.9 * min(limits)
 
 
 def available_processors() -> int:
-    """Processors this process may use: its affinity, which SLURM and containers set."""
-    return len(os.sched_getaffinity(0))
+    """Processors this process may use.
+
+    Returns
+    -------
+    int
+        The smaller of its affinity, which SLURM and containers set, and the share of time that
+        its control groups have, such as with ``docker run --cpus``; at least 1.
+    """
+    limits: list[float] = [len(os.sched_getaffinity(0))]
+    for folder in _control_groups("cpu"):
+        quota = _numbers(folder / "cpu.max")
+        if not quota:
+            quota = [
+                *_numbers(folder / "cpu.cfs_quota_us"), *_numbers(folder / "cpu.cfs_period_us")
+            ]  # fmt: skip
+        if len(quota) == 2 and quota[1]:
+            limits.append(math.ceil(quota[0] / quota[1]))
+    return max(1, int(min(limits)))
+
+
+def _control_groups(kind: str) -> list[Path]:
+    """List the folders of the control groups that this process is in, up to the uppermost.
+
+    Inside a container the path may be the host's, of which only the uppermost is there.
+    """
+    try:
+        lines = _OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    folders = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        kinds, _, path = rest.partition(":")
+        if not kinds or kind in kinds.split(","):
+            top = _CGROUPS / kind if kinds else _CGROUPS
+            own = Path(path.lstrip("/"))
+            folders += [top / part for part in (own, *own.parents)]
+    return folders or [_CGROUPS, _CGROUPS / kind]
+
+
+def _numbers(path: Path) -> list[int]:
+    """Read the whole numbers above 0 in a file; none where there is no limit, or no file."""
+    try:
+        words = path.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return []
+    return [int(word) for word in words] if all(word.isdigit() for word in words) else []
+
+
+def _slurm_number(name: str) -> int:
+    """Give a number that SLURM tells its jobs; 0 where it tells none."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else 0

@@ -7,17 +7,16 @@ import logging
 import os
 import re
 import shutil
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lacuna_nipype.core.exceptions import DependencyError
 from lacuna_nipype.execution.progress import NodeRecord, RunProgress, step_name
+from lacuna_nipype.execution.settings import use_settings
+from lacuna_nipype.execution.signals import ended_by_signals
 
 
 @dataclass(frozen=True)
@@ -96,10 +95,7 @@ def configure_nipype(*, log_dir: Path, stop_on_first_crash: bool, verbose: int =
     with (log_dir / "nipype.cfg").open("w", encoding="utf-8") as stream:
         parser.write(stream)
     os.environ["NIPYPE_CONFIG_DIR"] = str(log_dir)
-    import nipype
-
-    nipype.config.update_config(options)
-    nipype.logging.update_logging(nipype.config)
+    use_settings(options)
     _log_to_file(log_dir / "run.log", verbose)
 
 
@@ -159,7 +155,7 @@ def plugin_arguments(
     dict
     """
     arguments: dict[str, Any] = {"status_callback": progress}
-    if plugin == "MultiProc":
+    if plugin in ("MultiProc", "LegacyMultiProc"):
         arguments |= {
             "n_procs": nprocs,
             "memory_gb": memory_gb,
@@ -186,6 +182,13 @@ def require_plugin(plugin: str, plugin_args: Mapping[str, Any] | None = None) ->
         One sentence on an argument.
     """
     if plugin != "SLURM":
+        try:
+            make_plugin(plugin, {})
+        except ImportError as error:
+            raise DependencyError(
+                f"--plugin {plugin} needs a library that is not there ({error}); install it, or "
+                "choose another plugin."
+            ) from error
         return
     from lacuna_nipype.execution.slurm_commands import option_words, read_template
 
@@ -230,33 +233,6 @@ def make_plugin(plugin: str, arguments: dict[str, Any]) -> Any:
     from nipype.pipeline import plugins
 
     return getattr(plugins, f"{plugin}Plugin")(plugin_args=arguments)
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let a signal to terminate end a run as Ctrl-C does: with its workers and jobs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    # nohup ignores the one that comes when the terminal closes.
-    default = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
-
-    def leave(number: int, frame: Any) -> None:
-        # The end takes a moment, and is not to be cut short.
-        for other in default:
-            signal.signal(other, signal.SIG_IGN)
-        name = signal.Signals(number).name
-        sys.stderr.write(f"Ended by {name}; run again with the same work folder to continue.\n")
-        raise SystemExit(128 + number)
-
-    for number in default:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in default:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def expanded_nodes(workflow: Any) -> list[Any]:
@@ -308,7 +284,7 @@ def run_graph(
     error = None
     runs = make_plugin(plugin, arguments)
     try:
-        with _ended_by_signals():
+        with ended_by_signals():
             runs.run(expand(workflow), workflow.config)
     except Exception as exception:  # noqa: BLE001 - nipype raises whatever a node raised
         error = _last_line(str(exception)) or type(exception).__name__

@@ -7,6 +7,8 @@ end in waiting for ever. This one counts, for every step, the steps before it th
 from __future__ import annotations
 
 import heapq
+import os
+import shutil
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,14 +17,45 @@ from traceback import format_exception
 from typing import Any
 
 from nipype import logging
+from nipype.interfaces.base import Bunch
 from nipype.pipeline.engine import MapNode
 from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.tools import report_crash, report_nodes_not_run
 from nipype.utils.misc import str2bool
 
+from lacuna_nipype.execution.signals import leave_if_asked, undisturbed
+
 logger = logging.getLogger("nipype.workflow")
 
 WAITING, RUNNING, ENDED = "waiting", "running", "ended"
+
+
+def _has_its_outputs(node: Any) -> bool:
+    """Tell whether what a finished node noted can be read, and the files that it names are there.
+
+    Clusters purge old files and leave the younger, which may be the note itself.
+    """
+    try:
+        outputs = node.result.outputs or Bunch()
+        # A MapNode has a Bunch, whose "get" is that of a dictionary.
+        content = outputs if isinstance(outputs, Bunch) else outputs.get()
+        values = [value for _, value in content.items()]
+    except Exception:
+        logger.debug("The result of %s cannot be read.", node, exc_info=True)
+        return False
+    folder = node.output_dir()
+    return all(Path(path).exists() for path in _paths_below(values, folder))
+
+
+def _paths_below(value: Any, folder: str) -> Iterator[str]:
+    """Give all texts in nested values that are paths in a folder."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _paths_below(item, folder)
+    elif isinstance(value, str) and value.startswith(f"{folder}{os.sep}"):
+        yield value
 
 
 @dataclass
@@ -161,7 +194,8 @@ class SchedulingPlugin(PluginBase):
             self._loop()
         except BaseException:
             # Also Ctrl-C and a signal to terminate: nothing may go on working behind our back.
-            self._abandon()
+            with undisturbed():
+                self._abandon()
             raise
         self._close()
         report_nodes_not_run(self._not_run)
@@ -192,6 +226,7 @@ class SchedulingPlugin(PluginBase):
 
     def _loop(self) -> None:
         while self._n_left:
+            leave_if_asked()
             self._start_what_can()
             if self._running or self._expects_news():
                 for ending in self._wait():
@@ -255,7 +290,9 @@ class SchedulingPlugin(PluginBase):
                 return True
             ending = Ending(number)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this step's failure
+            leave_if_asked()
             ending = Ending(number, format_exception(error))
+        leave_if_asked()
         self._end(ending)
         return True
 
@@ -269,7 +306,13 @@ class SchedulingPlugin(PluginBase):
             logger.warning("The cache of %s cannot be read; it runs again.", node, exc_info=True)
             return False
         always = node.overwrite or (node.overwrite is None and node.interface.always_run)
-        return bool(cached and updated and not always)
+        if not (cached and updated) or always:
+            return False
+        if _has_its_outputs(node):
+            return True
+        logger.warning("Files of %s are gone from the work folder; it runs again.", node)
+        shutil.rmtree(node.output_dir())
+        return False
 
     def _end(self, ending: Ending) -> None:
         """Note that a step has ended, well or not."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
+from lacuna_nipype.execution.settings import use_settings
 from lacuna_nipype.execution.threads import limited_threads
 
 # Imported once, by the process that all workers are forked from.
@@ -241,10 +242,7 @@ def _work(connection: Connection, settings: Any, environment: dict[str, str], fo
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    from nipype import config, logging
-
-    config.update_config(settings)
-    logging.update_logging(config)
+    use_settings(settings)
     while True:
         try:
             task = connection.recv_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 from lacuna_nipype import __version__
 from lacuna_nipype.core.exceptions import BidsError
-from lacuna_nipype.core.files import atomic_path, read_json, write_json
+from lacuna_nipype.core.files import atomic_path, lock_file, read_json, write_json
 
 BIDS_VERSION = "1.10.1"
 # Names of drafts and tools that the validator does not know yet. A pattern with a trailing
@@ -45,7 +44,7 @@ def dataset_lock(output_dir: Path) -> Iterator[None]:
     logs = output_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with (logs / "dataset.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_file(lock)
         yield
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import logging
@@ -19,7 +18,7 @@ from typing import Any
 import requests
 
 from lacuna_nipype.core.exceptions import DownloadError, ValidationError
-from lacuna_nipype.core.files import read_json, write_json
+from lacuna_nipype.core.files import lock_file, read_json, write_json
 from lacuna_nipype.remote.credentials import Service
 from lacuna_nipype.remote.http_client import (
     Client,
@@ -40,7 +39,6 @@ _LOCK_SECONDS = 0.2
 _READ_BYTES = 2**20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 # What file systems without locks answer.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 Report = Callable[[int, str], None]
 
@@ -443,20 +441,11 @@ def _lock(
     stream = path.open("ab")
     try:
         while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not lock_file(stream, wait=False):
                 waiting()
                 client.check_cancelled(file.url)
                 client.cancelled.wait(_LOCK_SECONDS)
                 continue
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                logger.warning(
-                    "%s: this file system has no locks; download it once at a time.", file.name
-                )
-                break
             if _is_open_file(path, stream):
                 break
             # The one before has removed its lock file while this one waited.

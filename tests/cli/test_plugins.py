@@ -1,6 +1,7 @@
 """Choosing a plugin: flags, a file, and both."""
 
 import json
+import os
 
 import pytest
 
@@ -93,6 +94,63 @@ def test_files_that_are_no_use(parse, write, capsys, text):
         parse("--use-plugin", path)
     assert stop.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("plugin", "arguments"),
+    [
+        ("MultiProc", {"n_procs": "2"}),
+        ("MultiProc", {"n_procs": -1}),
+        ("MultiProc", {"n_procs": 0}),
+        ("MultiProc", {"n_procs": 2.5}),
+        ("MultiProc", {"n_procs": True}),
+        ("MultiProc", {"memory_gb": "4G"}),
+        ("MultiProc", {"memory_gb": [1]}),
+        ("MultiProc", {"memory_gb": float("nan")}),
+        ("MultiProc", {"memory_gb": -3}),
+        ("MultiProc", {"raise_insufficient": "no"}),
+        ("MultiProc", {"sbatch_args": "-p gpu"}),
+        ("Linear", {"raise_insufficient": True}),
+        ("SLURM", {"sbatch_arg": "-p gpu"}),
+        ("SLURM", {"max_jobs": "many"}),
+        ("SLURM", {"squeue_interval": "soon"}),
+        ("SLURM", {"squeue_timeout": float("inf")}),
+        ("SLURM", {"status_callback": 1}),
+        ("SGE", {"status_callback": 1}),
+        ("SGE", {"a": float("nan")}),
+        ("LegacyMultiProc", {"n_procs": "2"}),
+    ],
+)
+def test_arguments_that_are_no_use(parse, capsys, plugin, arguments):
+    with pytest.raises(SystemExit) as stop:
+        parse("--plugin", plugin, "--plugin-args", json.dumps(arguments))
+    assert stop.value.code == 2
+    (name,) = arguments
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert name in last or "JSON" in last
+
+
+def test_a_file_holds_only_what_json_knows(parse, write, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--plugin", "SGE", "--use-plugin", write("plugin_args: {when: 2026-01-01}\n"))
+    assert stop.value.code == 2
+    assert "JSON" in capsys.readouterr().err
+
+
+def test_a_pipe_is_no_file_of_a_plugin(parse, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.yml")
+    with pytest.raises(SystemExit) as stop:
+        parse("--use-plugin", tmp_path / "pipe.yml")
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("plugin", ["Linear", "PBS"])
+def test_jobs_that_are_submitted_run_no_other_plugin(parse, plugin, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--submit", "slurm-array", "--plugin", plugin)
+    assert stop.value.code == 2
+    assert "--submit" in capsys.readouterr().err.splitlines()[-1]
+    assert parse("--submit", "slurm-array", "--plugin-args", '{"sbatch_args": "-p x"}').submit
 
 
 def test_arguments_come_back_from_the_record(parse):

@@ -1,15 +1,18 @@
 """What headers tell of a run's data."""
 
 import math
+from dataclasses import replace
 
 import nibabel as nb
 import numpy as np
 import pytest
 
+from lacuna_nipype.cli.graph import pass_memory
 from lacuna_nipype.cli.inputs import gather_inputs
 from lacuna_nipype.cli.parser import parse_config
 from lacuna_nipype.cli.sizes import run_sizes
 from lacuna_nipype.connectomes.functional import open_connectome
+from lacuna_nipype.connectomes.partial import seeds_per_group
 
 PARTICIPANT = ("--participant-label", "02")
 
@@ -51,6 +54,21 @@ def test_all_analyses(demonstration, tmp_path):
     assert found.seed_voxels == pytest.approx(largest / one, abs=2)
     assert (found.pass_gb, found.threads) == (1.5, 2)
     assert 0 < found.read_gb < 1
+
+
+def test_a_pass_has_memory_for_all_lesions_at_once(demonstration, tmp_path):
+    """With a thousandth of a GB less, the last of many would cost another pass."""
+    places = [demonstration.bids_dir, tmp_path / "out", "participant", "-w", tmp_path / "work"]
+    connectome = ("--functional-connectome", demonstration.functional_connectome)
+    config = parse_config([str(word) for word in (*places, *PARTICIPANT, *connectome)])
+    config = replace(config, omp_nthreads=1, nprocs=1, memory_gb=64.0)
+    inputs = gather_inputs(config)
+    lesion = inputs.inspection.lesions[0]
+    for n_lesions in range(1, 400):
+        inspection = replace(inputs.inspection, lesions=(lesion,) * n_lesions)
+        memory_gb = pass_memory(config, replace(inputs, inspection=inspection))
+        for file in inputs.functional.files:
+            assert seeds_per_group(file, memory_gb, 1) >= n_lesions
 
 
 def test_regional_damage_alone(demonstration, tmp_path):

@@ -240,6 +240,8 @@ def test_group_size_by_hand(connectome):
     (file,) = connectome([[0, 1, 2]], chunks=(2, 25, N_VOXELS))
     for n_seeds in (1, 3, 50):
         assert seeds_per_group(file, budget_for(file, n_seeds)) == n_seeds
+        # What is said to be enough for all is enough.
+        assert seeds_per_group(file, pass_memory_gb(file, n_seeds)) >= n_seeds
     assert seeds_per_group(file, 0.001) == 1
     # One seed of a whole brain at 2 mm: two float64 maps of 230,000 voxels are 3.7 MB.
     assert 3.6e6 < bytes_per_seed(230_000) < 4.2e6

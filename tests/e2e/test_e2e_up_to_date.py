@@ -1,6 +1,7 @@
 """What an earlier run completed is not done again, unless something that it depends on changed."""
 
 import json
+import os
 import re
 import shutil
 
@@ -124,14 +125,76 @@ def test_overwrite_does_all_again(cohort):
     cohort()
     (cohort.out / "sub-01").rename(cohort.out / "kept")
     shutil.copytree(cohort.out / "kept", cohort.out / "sub-01")
-    table = next((cohort.out / "sub-01").rglob("*_parcelstats.tsv"))
-    kept = table.read_bytes()
-    table.write_text("spoilt\n")
     assert steps_that_ran(cohort()) == 0
-    assert table.read_text() == "spoilt\n"
+    table = next((cohort.out / "sub-01").rglob("*_parcelstats.tsv"))
+    kept, first = table.read_bytes(), table.stat().st_mtime_ns
     run = cohort("--overwrite")
     assert up_to_date(run) == 0
+    assert re.search(r"^\d+ steps ran, 0 were up to date", run.stdout, re.MULTILINE)
     assert table.read_bytes() == kept
+    assert table.stat().st_mtime_ns > first
+
+
+def test_a_result_that_was_changed_is_stored_again(cohort, run_command):
+    cohort()
+    kept = results(cohort.out)
+    for name, spoil in (
+        ("*stat-z_desc-fnm_statmap.nii.gz", lambda path: os.truncate(path, 1000)),
+        ("*_parcelstats.tsv", lambda path: path.write_text("spoilt\n")),
+    ):
+        path = next((cohort.out / "sub-01").rglob(name))
+        spoil(path)
+        check = run_command("check", "output", cohort.dataset, cohort.out)
+        assert check.returncode == 1
+        assert path.relative_to(cohort.out).as_posix() in check.stdout
+        run = cohort()
+        assert up_to_date(run) == 4
+        assert steps_that_ran(run) == 1
+        assert results(cohort.out) == kept
+    # With nothing noted of it, a file that is there is nobody's.
+    shutil.rmtree(cohort.out / "logs" / "state")
+    path.write_text("spoilt\n")
+    cohort()
+    assert results(cohort.out) == kept
+    assert run_command("check", "output", cohort.dataset, cohort.out).returncode == 0
+
+
+def test_results_are_those_of_the_options_given_last(cohort, tmp_path):
+    alone = ("--participant-label", "02")
+    cohort(*alone)
+    first = results(cohort.out)
+    cohort(*alone, "--fnm-method", "pini", "--no-p-map", "-w", tmp_path / "elsewhere")
+    second = results(cohort.out)
+    methods = {
+        json.loads(content)["Method"]
+        for name, content in second.items()
+        if name.endswith("_desc-fnm_statmap.json")
+    }
+    assert len(methods) == 1
+    assert not [name for name in second if "_stat-p_" in name]
+    # The work folder still holds the steps of the first options, which are up to date.
+    run = cohort(*alone)
+    assert 0 < steps_that_ran(run) < 10
+    assert results(cohort.out) == first
+
+
+def test_results_of_another_atlas_stay(cohort):
+    alone = ("--participant-label", "02", "--analysis", "rd")
+    cohort(*alone)
+    first = results(cohort.out)
+    own = cohort.dataset / "own"
+    own.mkdir()
+    for path in (cohort.dataset / "tpl-MNI152NLin6Asym").glob("*_dseg.*"):
+        shutil.copyfile(path, own / f"own{''.join(path.suffixes)}")
+    words = ("--custom-parcellation", "Own", own / "own.nii.gz", own / "own.tsv")
+    cohort(*alone, *words, "MNI152NLin6Asym")
+    second = results(cohort.out)
+    assert set(first) < set(second)
+    assert [name for name in second if "atlas-Own" in name]
+    cohort(*alone)
+    third = results(cohort.out)
+    tables = [name for name in second if name.endswith("_parcelstats.tsv")]
+    assert {name: third[name] for name in tables} == {name: second[name] for name in tables}
 
 
 def test_a_run_that_did_not_end_completes_nothing(cohort):
@@ -142,12 +205,15 @@ def test_a_run_that_did_not_end_completes_nothing(cohort):
     content = json.loads(files[0].read_text())
     assert {entry[0] for entry in content.values()} == {"complete"}
     # As a killed run with another threshold leaves it.
-    content["fnm"] = ["begun", "0" * 64]
+    content["fnm"] = ["begun", "0" * 64, {}]
+    before = results(cohort.out)
     files[0].write_text(json.dumps(content))
     # A file cut in half is as good as none.
     files[1].write_text(files[1].read_text()[:20])
     run = cohort()
     assert up_to_date(run) == 3
-    # The finished steps of the same graph are used again.
-    assert steps_that_ran(run) == 0
+    # The finished steps of the same graph are used again; results of other options, or of
+    # nobody knows which, are stored again.
+    assert 0 < steps_that_ran(run) <= 2 * 4
+    assert results(cohort.out) == before
     assert up_to_date(cohort()) == 5

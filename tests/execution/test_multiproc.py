@@ -248,6 +248,88 @@ def test_no_process_outlives_the_run(make, number, code):
             os.kill(pid, signal.SIGKILL)
 
 
+IN_THIS_PROCESS = """
+def build(workflow, pe):
+    pieces = function(sleeps, "pieces", pe.MapNode, x=[300, 300], iterfield=["x"])
+    later = function(sleeps, "later", x=300, run_without_submitting=True)
+    workflow.add_nodes([pieces, later])
+"""
+ONE_HERE = """
+def build(workflow, pe):
+    workflow.add_nodes([function(sleeps, "here", x=300, run_without_submitting=True)])
+"""
+
+
+@pytest.mark.parametrize(
+    ("plugin", "build"), [("Linear", IN_THIS_PROCESS), ("MultiProc", ONE_HERE)]
+)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, None), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_whose_step_is_in_this_process(tmp_path, plugin, build, number, code):
+    """Nipype takes what a signal raises inside a step for a failure of that step."""
+    run = GraphRun(tmp_path, build, plugin=plugin)
+    process = run.start()
+    wait_until(lambda: list(run.work.rglob("started")), say=lambda: run.printed)
+    os.kill(process.pid, number)
+    process.wait(30)
+    assert process.returncode != 0
+    assert code is None or process.returncode == code
+    assert len(list(run.work.rglob("started"))) == 1
+    assert not list(run.logs.glob("crash-*"))
+
+
+@pytest.mark.parametrize("plugin", ["Linear", "MultiProc"])
+def test_percent_signs_in_paths(tmp_path, plugin):
+    run = GraphRun(tmp_path / "50% of %(x)s", CHAIN.format(function="raises"), plugin=plugin)
+    outcome = run.run()
+    assert list(outcome["failures"]) == ["wf.bad"]
+    assert outcome["values"]["other"] == 5
+
+
+def test_a_step_whose_files_are_gone_runs_again(tmp_path):
+    """Clusters purge what is old; what nipype noted of a finished step may be younger."""
+    run = GraphRun(tmp_path, FILES, plugin="MultiProc")
+    assert run.run()["values"]["last"] == 3 * len("some text")
+    written = sorted(run.work.rglob("written.txt"))
+    assert len(written) == 4
+    for path in written[1:]:
+        path.unlink()
+    again = run.run()
+    assert again["failures"] == {}
+    assert again["values"]["last"] == 3 * len("some text")
+    assert sorted(run.work.rglob("written.txt")) == written
+    # A note that is cut short is as good as none.
+    for path in run.work.rglob("result_*.pklz"):
+        os.truncate(path, 20)
+    third = run.run()
+    assert third["failures"] == {}
+    assert third["values"]["last"] == 3 * len("some text")
+
+
+FILES = """
+def writes(x):
+    from pathlib import Path
+    path = Path("written.txt").absolute()
+    path.write_text("some text" if x else "")
+    return str(path)
+
+def size(x):
+    from pathlib import Path
+    return sum(len(Path(path).read_text()) for path in x)
+
+def build(workflow, pe):
+    from nipype.interfaces.utility import Function
+    def node(kind, function, name, **options):
+        interface = Function(function=function, input_names=["x"], output_names=["y"])
+        return kind(interface, name=name, **options)
+    single, pieces = node(pe.Node, writes, "single"), node(
+        pe.MapNode, writes, "pieces", iterfield=["x"])
+    single.inputs.x, pieces.inputs.x = 1, [1, 1, 1]
+    last = node(pe.Node, size, "last")
+    workflow.connect(pieces, "y", last, "x")
+    workflow.add_nodes([single])
+"""
+
+
 def test_hundreds_of_steps_cost_milliseconds_each(make):
     run = make("""
     def build(workflow, pe):

@@ -153,25 +153,19 @@ def test_a_failure_is_told_where_the_logs_have_no_place(run, tmp_path, plugin):
     assert outcome["nodes"] == {"wf.bad": "failed", "wf.other": "done"}
 
 
-def test_pieces_of_a_mapnode_fail_under_their_full_names(run):
-    outcome, _ = run(PIECES, "MultiProc")
+@both_plugins
+def test_pieces_of_a_mapnode_fail_under_their_full_names(run, plugin):
+    outcome, _ = run(PIECES, plugin)
     assert sorted(outcome["failures"]) == [
         [f"wf.pieces._pieces{number}", f"Mask {name} is damaged: copy it again.", True]
         for number, name in enumerate("ab")
     ]
 
 
-def test_mapnode_under_linear_fails_as_a_whole(run):
-    outcome, _ = run(PIECES, "Linear")
-    ((name, reason, _),) = outcome["failures"]
-    assert name == "wf.pieces"
-    assert "is damaged" in reason
-
-
 @both_plugins
 def test_second_run_is_cached(run, plugin):
     first, _ = run(ALL_FINE, plugin)
-    pieces = {f"wf.pieces._pieces{n}" for n in range(2)} if plugin == "MultiProc" else set()
+    pieces = {f"wf.pieces._pieces{n}" for n in range(2)}
     assert set(first["nodes"]) == {"wf.pieces", "wf.last", *pieces}
     assert set(first["nodes"].values()) == {"done"}
     second, _ = run(ALL_FINE, plugin)

@@ -197,7 +197,10 @@ def test_results_then_cache_then_one_change(study):
     shared = {name for name in third if not name.startswith("sub_")}
     assert {name for name in shared if name.startswith("fnm_wf.")} & again == {
         "fnm_wf.seeds",
+        "fnm_wf.seeds._seeds1",
         "fnm_wf.correlate",
+        "fnm_wf.correlate._correlate0",
+        "fnm_wf.correlate._correlate1",
         "fnm_wf.reduce",
     }
     assert not {"rd_atlas_1", "rd_parcels", "tractogram_wf.grid", "tractogram_wf.tckmap"} & again

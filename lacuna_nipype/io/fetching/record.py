@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
-from lacuna_nipype.core.files import get_data_dir, read_json, write_json
+from lacuna_nipype.core.files import get_data_dir, lock_file, read_json, write_json
 
 
 def _record_file() -> Path:
@@ -39,7 +38,7 @@ def record_fetch(name: str, folder: Path) -> None:
     path = _record_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name("fetched.json.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_file(lock)
         record = _read()
         if record.get(name) != str(folder):
             write_json(path, {**record, name: str(folder)})

@@ -1,0 +1,84 @@
+"""Signals that end a run: with its workers and jobs, and whatever step runs in this process.
+
+Nipype takes any exception inside a step, Ctrl-C included, for a failure of that step. So what a
+signal asked for is remembered, and whoever runs a step in this process looks afterwards.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_asked: list[BaseException] = []
+
+
+def leave_if_asked() -> None:
+    """Raise what a signal has asked for since the run began, if one has come."""
+    if _asked:
+        raise _asked[0]
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let no signal cut short what ends a run: it takes a moment, and leaves nothing behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # None: not set by Python.
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let signals end a run, also while a step runs in this process.
+
+    Raises
+    ------
+    SystemExit
+        With 128 and the number of the signal, for SIGTERM and SIGHUP.
+    KeyboardInterrupt
+        For SIGINT.
+    """
+    _asked.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        # nohup ignores the one that comes when the terminal closes.
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    }
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            _asked.append(KeyboardInterrupt())
+            raise _asked[0]
+        # The end takes a moment, and is not to be cut short.
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        name = signal.Signals(number).name
+        sys.stderr.write(f"Ended by {name}; run again with the same work folder to continue.\n")
+        _asked.append(SystemExit(128 + number))
+        raise _asked[0]
+
+    for number in before:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked.clear()
