@@ -206,24 +206,31 @@ class StreamlineIndex:
         if not hasattr(os, "posix_fadvise") or not len(streamlines):
             return
         triplet = 3 * self.header.dtype.itemsize
-        begin, end = (
-            (block.first[streamlines + later].astype(np.int64) + block.position) * triplet
-            + self.header.offset
-            for later in (0, 1)
+        begin, last = (
+            places * triplet + self.header.offset for places in self._places_of(block, streamlines)
         )
+        # The triplet that ends a streamline comes after its last point.
+        end = last + triplet
         gap = np.flatnonzero(begin[1:] - end[:-1] > READ_ACROSS_BYTES)
         begin, end = begin[np.append(0, gap + 1)], end[np.append(gap, len(end) - 1)]
         for start, stop in zip(begin.tolist(), end.tolist(), strict=True):
             os.posix_fadvise(self._file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
 
-    def _points_of(
+    def _places_of(
         self, block: IndexBlock, streamlines: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-        """Points of some streamlines of a block, and the range of each among them."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First point of some streamlines of a block in the file, and one past the last."""
         first = block.first[streamlines].astype(np.int64) + block.position
         last = block.first[streamlines + 1].astype(np.int64) + block.position - 1
         if len(first) and (last.max() > len(self._points) or (last < first).any()):
             raise lacks_parts(self.record.path)
+        return first, last
+
+    def _points_of(
+        self, block: IndexBlock, streamlines: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """Points of some streamlines of a block, and the range of each among them."""
+        first, last = self._places_of(block, streamlines)
         if self._points.dtype == np.dtype(np.float32) and self._points.flags.aligned:
             return self._points, first, last
         with np.errstate(over="ignore"):

@@ -204,6 +204,9 @@ INDEX_DAMAGE = {
     "cells that are not there": _fill("cell", 2**31),
     "cells that end elsewhere": _fill("cell_start", 2**31),
     "points that are not there": _fill("first", 2**31),
+    "points from the end": lambda f: f["blocks/00000/first"].__setitem__(
+        ..., f["blocks/00000/first"][()][::-1]
+    ),
     "points in disorder": lambda f: f["blocks/00000/first"].__setitem__(3, 0),
     "another type": lambda f: _replace(
         f, "blocks/00000/octant", data=f["blocks/00000/octant"][()].astype("i8")
