@@ -213,6 +213,11 @@ def _guarded(path: Path, read: Callable[[], Any]) -> Any:
         )
 
 
+def _leads_somewhere(affine: NDArray[np.floating]) -> bool:
+    """Tell whether a matrix gives each point a place of its own."""
+    return bool(np.isfinite(affine).all() and np.linalg.det(affine[:3, :3]) != 0)
+
+
 # .tck
 
 
@@ -252,7 +257,8 @@ def _load_trk(path: Path, stream: BinaryIO) -> nb.streamlines.TrkFile:
     if stream.read(5) != b"TRACK":
         _refuse(path, 'is not a TrackVis file (it does not start with "TRACK")')
     stream.seek(0)
-    with warnings.catch_warnings():
+    # A voxel size of zero is looked at afterwards.
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         # Without this matrix the coordinates are some voxel's, and no position is known.
         warnings.filterwarnings("error", ".*vox_to_ras", HeaderWarning)
         try:
@@ -274,6 +280,10 @@ def _read_trk_header(path: Path) -> TractogramHeader:
     sizes = [int(loaded.header[key]) for key in _TRK_SIZES]
     if min(sizes) < 0:
         _refuse(path, "has an unusable header (negative numbers of values); write it again")
+    with np.errstate(all="ignore"):
+        affine = nb.streamlines.trk.get_affine_trackvis_to_rasmm(loaded.header)
+    if not _leads_somewhere(affine):
+        _refuse(path, "has an unusable header (its voxel size or matrix); write it again")
     # TrackVis writes 0 for a number that it does not know.
     count = int(loaded.header["nb_streamlines"]) or None
     suffix = ".trk.gz" if path.suffix == ".gz" else ".trk"
@@ -404,24 +414,36 @@ def _read_tt_header(path: Path) -> TractogramHeader:
 
 def _tt_blocks(path: Path, stream: Any) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Stop at each block of tracks, giving its size in bytes and the affine."""
-    affine = None
+    affine, found = None, False
     while start := stream.read(20):
         kind, n_rows, n_columns, imaginary, n_name = struct.unpack("<5i", start)
         dtype = _MATLAB_DTYPES.get(kind // 10)
         if dtype is None or imaginary or not 0 < n_name <= 64 or n_rows < 0 or n_columns < 0:
             _refuse(path, "is not a TinyTrack file of DSI Studio, or is damaged")
-        name = stream.read(n_name).rstrip(b"\0").decode("latin-1")
+        name = _exactly(stream, n_name).rstrip(b"\0").decode("latin-1")
         size = n_rows * n_columns * np.dtype(dtype).itemsize
         if name == "trans_to_mni" and n_rows * n_columns == 16:
             affine = np.frombuffer(stream.read(size), dtype).reshape(4, 4).astype(np.float64)
+            if not _leads_somewhere(affine):
+                _refuse(path, "has an unusable matrix (trans_to_mni); write it again")
         elif name.startswith("track") and not name.removeprefix("track").strip("0123456789"):
             if affine is None:
                 _refuse(path, "does not say where it lies in space (trans_to_mni is missing)")
+            found = True
             yield size, affine
         else:
-            stream.seek(size, os.SEEK_CUR)
-    if affine is None:
+            end = stream.tell() + size
+            if stream.seek(end) != end:
+                raise EOFError
+    if not found:
         _refuse(path, "is not a TinyTrack file of DSI Studio (it holds no tracks)")
+
+
+def _exactly(stream: Any, size: int) -> bytes:
+    data: bytes = stream.read(size)
+    if len(data) != size:
+        raise EOFError
+    return data
 
 
 def _read_tt(header: TractogramHeader) -> Iterator[NDArray[np.float32]]:

@@ -242,8 +242,8 @@ def trk(path, **fields):
     tractogram = nb.streamlines.Tractogram([line], affine_to_rasmm=np.eye(4))
     nb.streamlines.TrkFile(tractogram, header=header).save(stream)
     data = bytearray(stream.getvalue())
-    places = {"n_scalars": (36, "<h"), "order": (948, "<i"), "n_points": (1000, "<i"),
-              "n_count": (988, "<i"), "vox_to_ras": (440, "<f")}  # fmt: skip
+    places = {"voxel_size": (12, "<f"), "n_scalars": (36, "<h"), "vox_to_ras": (440, "<f"),
+              "order": (948, "<i"), "n_count": (988, "<i"), "n_points": (1000, "<i")}  # fmt: skip
     for name, value in fields.items():
         struct.pack_into(places[name][1], data, places[name][0], value)
     path.write_bytes(data)
@@ -253,7 +253,7 @@ def trk(path, **fields):
 @pytest.mark.parametrize(
     "fields",
     [{"n_scalars": -1}, {"order": -1}, {"n_points": 2**31 - 1}, {"n_points": -4},
-     {"vox_to_ras": float("nan")}],
+     {"vox_to_ras": float("nan")}, {"voxel_size": 0.0}, {"voxel_size": float("inf")}],
     ids=lambda fields: str(fields),
 )  # fmt: skip
 def test_absurd_trackvis_headers(tmp_path, fields):

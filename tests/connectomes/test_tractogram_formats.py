@@ -361,6 +361,15 @@ def test_tt_with_damaged_tracks(tmp_path, block):
         list(iter_streamlines(path))
 
 
+def test_tt_cut_anywhere_inside(tmp_path):
+    whole = gzip.decompress(save_tt(tmp_path / "a.tt.gz", [track((0, 0, 0))]).read_bytes())
+    for length in range(len(whole)):
+        path = tmp_path / "cut.tt.gz"
+        path.write_bytes(gzip.compress(whole[:length], compresslevel=1))
+        with pytest.raises(ValidationError):
+            list(iter_streamlines(path))
+
+
 def test_gzip_that_is_no_tt(tmp_path):
     (tmp_path / "a.tt.gz").write_bytes(gzip.compress(b"some text that is long enough"))
     with pytest.raises(ValidationError, match="not a TinyTrack file"):
