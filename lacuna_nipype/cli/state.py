@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lacuna_nipype.core.files import fingerprint, read_json, write_json
-from lacuna_nipype.io.derivatives import earlier_outputs
+from lacuna_nipype.io.derivatives import dataset_lock, earlier_outputs
 from lacuna_nipype.io.lesions import Lesion
 from lacuna_nipype.io.naming import ENTITY_NAMES, parse_entities
 
@@ -89,9 +89,11 @@ def note_state(output_dir: Path, key: str, analyses: Mapping[str, Stored]) -> No
     """
     path = _state_file(output_dir, key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = {**read_state(output_dir, key), **analyses}
-    content = {name: [each.state, each.signature, each.files] for name, each in known.items()}
-    write_json(path, content, indent=None)
+    # Another run may note other analyses of the lesion at this moment.
+    with dataset_lock(output_dir):
+        known = {**read_state(output_dir, key), **analyses}
+        content = {name: [each.state, each.signature, each.files] for name, each in known.items()}
+        write_json(path, content, indent=None)
 
 
 def _state_file(output_dir: Path, key: str) -> Path:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _WILDCARDS = frozenset("*?[")
 # Nobody waits longer for a volume; also keeps infinity out.
 _MOST_SECONDS = 1e6
+_MISSING = ["n/a", "NaN", "nan", ""]
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 
@@ -126,7 +127,8 @@ def _read_table(path: Path, n_rows: int | None = None) -> pd.DataFrame:
     if not path.is_file():
         raise ValidationError(f"{path} does not exist; check the path.")
     try:
-        return pd.read_csv(path, sep="\t", nrows=n_rows, na_values=["n/a"])
+        # What pandas takes for missing besides, such as None, is a mistake among numbers.
+        return pd.read_csv(path, sep="\t", nrows=n_rows, keep_default_na=False, na_values=_MISSING)
     except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
         raise ValidationError(f"{path} is not a table with tabs; write it again.") from error
 

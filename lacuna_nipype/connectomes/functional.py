@@ -191,6 +191,36 @@ def _voxel_indices(dataset: h5py.Dataset, shape: tuple[int, ...], name: str) -> 
     )
 
 
+def read_mask_shape(handle: h5py.File, name: str) -> tuple[int, ...]:
+    """Read the shape of the volume that a connectome's voxels are in.
+
+    Parameters
+    ----------
+    handle : h5py.File
+    name : str
+        Of the file, for messages.
+
+    Returns
+    -------
+    tuple of int
+        Three numbers.
+
+    Raises
+    ------
+    ValidationError
+        No image of a brain has such a shape.
+    """
+    shape = tuple(whole(n) for n in np.asarray(handle.attrs["mask_shape"]).ravel())
+    if len(shape) != 3:
+        raise ValidationError(f"{name} has a mask_shape of {len(shape)} numbers, not three.")
+    if min(shape) < 1 or math.prod(shape) > MOST_GRID_VOXELS:
+        raise ValidationError(
+            f"{name} has a mask_shape of {'x'.join(map(str, shape))}, which no brain image has; "
+            "rebuild the connectome file."
+        )
+    return shape
+
+
 def _read_datasets(handle: h5py.File, name: str) -> tuple[h5py.Dataset, Grid, NDArray[np.int64]]:
     missing = [
         key
@@ -204,14 +234,7 @@ def _read_datasets(handle: h5py.File, name: str) -> tuple[h5py.Dataset, Grid, ND
             f"{name} lacks {', '.join(missing)}; it is not a functional connectome in "
             "Lacuna's HDF5 layout."
         )
-    shape = tuple(whole(n) for n in np.asarray(handle.attrs["mask_shape"]).ravel())
-    if len(shape) != 3:
-        raise ValidationError(f"{name} has a mask_shape of {len(shape)} numbers, not three.")
-    if min(shape) < 1 or math.prod(shape) > MOST_GRID_VOXELS:
-        raise ValidationError(
-            f"{name} has a mask_shape of {'x'.join(map(str, shape))}, which no brain image has; "
-            "rebuild the connectome file."
-        )
+    shape = read_mask_shape(handle, name)
     affine = read_numbers(handle, "mask_affine", (4, 4)).astype(np.float64)
     check_affine(affine, name)
     series = get_dataset(handle, "timeseries")

@@ -27,6 +27,7 @@ from lacuna_nipype.connectomes.functional import (
     STORE_FORMAT,
     ConnectomeFile,
     StoredPrecision,
+    read_mask_shape,
 )
 from lacuna_nipype.connectomes.hdf5 import DAMAGE, get_dataset, read_numbers, text_of, whole
 from lacuna_nipype.core.compression import (
@@ -265,7 +266,7 @@ def read_store_header(handle: h5py.File, path: Path) -> ConnectomeFile:
         n_voxels = whole(handle.attrs["n_voxels"])
         voxels = read_numbers(handle, "mask_indices", (3, n_voxels), kinds="iu").astype(np.int64)
         affine = read_numbers(handle, "mask_affine", (4, 4))
-        grid = Grid.make([whole(n) for n in handle.attrs["mask_shape"]], affine)
+        grid = Grid.make(read_mask_shape(handle, str(path)), affine)
         kind = text_of(handle.attrs["kind"])
         shape = _check_tiles(handle, n_voxels, kind)
         losses = {

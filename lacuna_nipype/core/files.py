@@ -187,9 +187,12 @@ def lock_file(stream: IO[Any], *, wait: bool = True) -> bool:
         The file cannot be locked for another reason.
     """
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        if not wait:
+            return False
+        logger.info("Waiting for the process that has locked %s.", stream.name)
+        fcntl.flock(stream, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
             raise

@@ -370,7 +370,7 @@ def _check_composite(path: Path) -> None:
 
     with h5py.File(path, "r") as file:
         group = file["TransformGroup"]
-        kinds = [bytes(group[key]["TransformType"][0]).decode() for key in group]
+        kinds = [_kind_of(group[key]["TransformType"], path) for key in group]
         for key, kind in zip(group, kinds, strict=True):
             _check_sizes(group[key], kind, path)
     if not kinds or not kinds[0].startswith(_COMPOSITE):
@@ -390,6 +390,17 @@ def _check_composite(path: Path) -> None:
             f"Transform {path} is a composite of {len(kinds) - 1} transforms; one of 1 to 9 can "
             "be read."
         )
+
+
+def _kind_of(dataset: Any, path: Path) -> str:
+    """Kind of a transform, as ITK writes it: one short text."""
+    kind = bytes(dataset[0]).decode() if dataset.shape == (1,) else ""
+    if not 0 < len(kind) < 100 or not kind.isprintable():
+        raise ValidationError(
+            f"Transform {path} does not say of which kind its parts are; it is damaged: write it "
+            "again."
+        )
+    return kind
 
 
 def _check_sizes(group: Any, kind: str, path: Path) -> None:

@@ -128,6 +128,7 @@ STORE_DAMAGE = {
     "losses that are NaN": lambda f: f["error_r"].__setitem__(0, np.nan),
     "another kind": lambda f: f.attrs.__setitem__("kind", "float64"),
     "a version of text": lambda f: f.attrs.__setitem__("format_version", "new"),
+    "an absurd shape": lambda f: f.attrs.__setitem__("mask_shape", [12, 2**31, 10]),
     "a fraction of a voxel": lambda f: f.attrs.__setitem__("n_voxels", 380.5),
     "an absurd number of voxels": lambda f: f.attrs.__setitem__("n_voxels", 2**60),
 }

@@ -230,6 +230,8 @@ UNREADABLE = {
     "nothing.h5": lambda path: composite_of(path, "CompositeTransform_double_3_3"),
     "foreign.h5": lambda path: composite_of(path, "CompositeTransform", "BSplineTransform"),
     "many.h5": lambda path: composite_of(path, "CompositeTransform", *["AffineTransform"] * 10),
+    "long.h5": lambda path: composite_of(path, "CompositeTransform", "Affine" * 10_000),
+    "unprintable.h5": lambda path: composite_of(path, "CompositeTransform", "Affine\x01"),
     "hollow.h5": lambda path: composite_of(path, "CompositeTransform", "AffineTransform"),
     "swollen.h5": lambda path: swollen(path, "TransformParameters"),
     "swollen_fixed.h5": lambda path: swollen(path, "TransformFixedParameters"),

@@ -1,0 +1,60 @@
+"""Runs that are handed over to jobs: what contradicts it, and what is kept between the jobs."""
+
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from lacuna_nipype.cli.main import main
+from lacuna_nipype.cli.parser import parse_config
+from lacuna_nipype.cli.submit import clear_passes, passes_folder
+
+
+@pytest.mark.parametrize(
+    ("level", "words"),
+    [
+        ("group", ["--submit", "slurm-array"]),
+        ("participant", ["--submit", "slurm-array", "--reports-only"]),
+        ("participant", ["--submit", "slurm-array", "--plugin", "Linear"]),
+        ("participant", ["--array-size", "3"]),
+    ],
+)
+def test_contradictions(demonstration, tmp_path, capsys, level, words):
+    places = [demonstration.bids_dir, tmp_path / "out", level, "-w", tmp_path / "work"]
+    with pytest.raises(SystemExit) as stop:
+        parse_config([str(word) for word in (*places, "--parcel-atlases", "Demo", *words)])
+    assert stop.value.code == 2
+    assert words[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_passes_go_when_they_were_taken(tmp_path):
+    """Another run with the same work folder may still need what it has not taken."""
+    config = SimpleNamespace(work_dir=tmp_path / "work")
+    clear_passes(config)
+    folder = passes_folder(config)
+    folder.mkdir(parents=True)
+    for name in ("taken.h5", "waiting.h5"):
+        (folder / name).write_bytes(b"moments")
+    (tmp_path / "work" / "step").mkdir()
+    os.link(folder / "taken.h5", tmp_path / "work" / "step" / "partial.h5")
+    clear_passes(config)
+    assert [path.name for path in folder.iterdir()] == ["waiting.h5"]
+    os.link(folder / "waiting.h5", tmp_path / "work" / "step" / "other.h5")
+    clear_passes(config)
+    assert not folder.exists()
+
+
+def test_masks_that_are_all_refused_are_no_success(demonstration, tmp_path, capsys):
+    bids = tmp_path / "bids"
+    shutil.copytree(
+        demonstration.bids_dir, bids,
+        ignore=shutil.ignore_patterns("sub-01", "sub-02", "sub-03", "sub-05"),
+    )  # fmt: skip
+    (mask,) = bids.rglob("sub-04*_mask.nii.gz")
+    os.truncate(mask, 100)
+    words = [bids, tmp_path / "out", "participant", "--parcel-atlases", "Demo", "--dry-run"]
+    words += ["--functional-connectome", demonstration.functional_connectome]
+    words += ["--submit", "slurm-array", "-w", tmp_path / "work"]
+    assert main([str(word) for word in words]) == 1
+    assert "refused" in capsys.readouterr().err
