@@ -20,11 +20,11 @@ _ARGUMENTS = {
     "Linear": _OF_ALL,
     "MultiProc": (*_OF_ALL, "raise_insufficient"),
     "SLURM": (
-        *_OF_ALL, "template", "sbatch_args", "python", "max_jobs", "max_tries", "retry_timeout",
+        *_OF_ALL, "template", "sbatch_args", "python", "max_jobs", "retry_timeout",
         "squeue_interval", "squeue_timeout",
     ),
 }  # fmt: skip
-_WHOLE = ("n_procs", "max_jobs", "max_tries")
+_WHOLE = ("n_procs", "max_jobs")
 _SECONDS = ("retry_timeout", "squeue_interval", "squeue_timeout")
 _DETACHED = ("CondorDAGMan", "PBSGraph", "SGEGraph", "SLURMGraph")
 

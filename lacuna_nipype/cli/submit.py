@@ -7,7 +7,6 @@ import math
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from lacuna_nipype.cli.recovery import Recovery
     from lacuna_nipype.execution.estimates import Sizes
     from lacuna_nipype.execution.slurm_array import Job
+    from lacuna_nipype.execution.slurm_options import JobArguments
 
 WAYS = ("slurm-array",)
 # Where the flags do not say: processors of the last job, and of a task.
@@ -130,11 +130,14 @@ class _Plan:
     arrays: tuple[Job, ...]
     last: Job
     scripts: dict[str, str]
+    run: str
     folder: Path
-    sbatch_args: tuple[str, ...]
+    asked: JobArguments
     n_files: int
 
     def describe(self) -> list[str]:
+        from lacuna_nipype.execution.slurm_options import option_names, script_options
+
         lines = []
         for job in self.arrays:
             done = "chooses voxels in" if job.name == "relate" else "goes through"
@@ -142,27 +145,34 @@ class _Plan:
                 f"{job.name}: {job.describe()}; {done} {self.n_files} files of the connectome."
             )
         lines.append(f"merge: {self.last.describe()}; everything else.")
+        given = option_names(self.asked.sbatch_args) | script_options(self.asked.template)
+        theirs = [f"--{name}" for name in ("cpus-per-task", "mem", "time") if name in given]
+        if theirs:
+            lines.append(
+                f"SLURM is asked for your {' and '.join(theirs)} instead; the commands in the "
+                "jobs use no more than what is said here."
+            )
         return lines
 
 
 def _plan(config: RunConfig, recovery: Recovery, run_id: str) -> _Plan:
     from lacuna_nipype.execution.slurm_array import job_script, submit_script
-    from lacuna_nipype.execution.slurm_commands import option_words, read_template
+    from lacuna_nipype.execution.slurm_options import read_job_arguments
 
     inputs = recovery.inputs
     folder = config.output_dir / "logs" / run_id / "submit"
-    asked = config.plugin_args
-    sbatch_args = option_words(asked.get("sbatch_args", ""))
-    python = option_words(asked.get("python") or [sys.executable])
-    arrays, last = _jobs(config, inputs, python)
+    asked = read_job_arguments(config.plugin_args)
+    arrays, last = _jobs(config, inputs, asked.python)
     layout: dict[str, Any] = {
         "run": run_id, "folder": folder, "start": Path.cwd(),
-        "template": read_template(asked.get("template")), "sbatch_args": sbatch_args,
+        "template": asked.template, "sbatch_args": asked.sbatch_args,
     }  # fmt: skip
     scripts = {f"{job.name}.sh": job_script(job, **layout) for job in (*arrays, last)}
-    scripts["submit.sh"] = submit_script(arrays, last, folder=folder, sbatch_args=sbatch_args)
+    scripts["submit.sh"] = submit_script(
+        arrays, last, folder=folder, sbatch_args=asked.sbatch_args
+    )
     n_files = len(inputs.functional.files) if inputs.functional else 0
-    return _Plan(tuple(arrays), last, scripts, folder, tuple(sbatch_args), n_files)
+    return _Plan(tuple(arrays), last, scripts, run_id, folder, asked, n_files)
 
 
 def _jobs(config: RunConfig, inputs: RunInputs, python: Sequence[str]) -> tuple[list[Job], Job]:
@@ -238,8 +248,7 @@ def _together(nodes: Sequence[Any], count: int) -> float:
 def _submit(config: RunConfig, plan: _Plan) -> int:
     from lacuna_nipype.cli.ending import OK, SOME_FAILED, end
     from lacuna_nipype.cli.terminal import say
-    from lacuna_nipype.execution.slurm_array import after_options
-    from lacuna_nipype.execution.slurm_commands import SlurmError, cancel_jobs, submit_job
+    from lacuna_nipype.execution.slurm_commands import SlurmError
     from lacuna_nipype.io.derivatives import refuse_foreign_dataset
 
     refuse_foreign_dataset(config.output_dir)
@@ -248,20 +257,17 @@ def _submit(config: RunConfig, plan: _Plan) -> int:
     for name, text in plan.scripts.items():
         (plan.folder / name).write_text(text, encoding="utf-8")
     submitted: list[int] = []
-    after: list[str] = []
-    for job in (*plan.arrays, plan.last):
-        script = plan.folder / f"{job.name}.sh"
-        try:
-            submitted.append(submit_job(script, [*plan.sbatch_args, *after]))
-        except SlurmError as error:
-            try:
-                cancel_jobs(submitted)
-                left = "no job is left"
-            except SlurmError:
-                left = f"end what is there with: scancel {' '.join(map(str, submitted))}"
-            return end(SOME_FAILED, f"{script} could not be submitted, {left}: {error}")
-        say(f"Job {submitted[-1]}: {job.name}")
-        after = after_options(submitted[-1])
+    try:
+        _submit_jobs(config, plan, submitted)
+    except SlurmError as error:
+        jobs = (*plan.arrays, plan.last)
+        script = plan.folder / f"{jobs[len(submitted)].name}.sh"
+        left = _take_back(plan, submitted)
+        hint = " Lower --array-size." if "array specification" in str(error) else ""
+        return end(SOME_FAILED, f"{script}: {error}{hint} {left}")
+    except KeyboardInterrupt:
+        say(_take_back(plan, submitted))
+        raise
     if plan.arrays:
         say(
             "When a task fails, the jobs after it are cancelled. Then submit again what is "
@@ -269,6 +275,48 @@ def _submit(config: RunConfig, plan: _Plan) -> int:
             "these tasks only; tasks that have their part end at once)."
         )
     return end(OK, f"Submitted; scripts and log files: {plan.folder}")
+
+
+def _submit_jobs(config: RunConfig, plan: _Plan, submitted: list[int]) -> None:
+    """Submit the jobs, each after those before it, and note their numbers."""
+    from lacuna_nipype.cli.terminal import say
+    from lacuna_nipype.execution.slurm_array import after_options, job_name
+    from lacuna_nipype.execution.slurm_commands import (
+        RETRY_SECONDS,
+        SILENCE_SECONDS,
+        Patience,
+        submit_patiently,
+    )
+
+    arguments = config.plugin_args
+    for job in (*plan.arrays, plan.last):
+        number = submit_patiently(
+            plan.folder / f"{job.name}.sh",
+            [*plan.asked.sbatch_args, *(after_options(submitted[-1]) if submitted else ())],
+            name=job_name(job, plan.run),
+            patience=Patience(
+                float(arguments.get("retry_timeout", RETRY_SECONDS)),
+                float(arguments.get("squeue_timeout", SILENCE_SECONDS)),
+            ),
+            tell=say,
+        )
+        submitted.append(number)
+        say(f"Job {number}: {job.name}")
+
+
+def _take_back(plan: _Plan, submitted: Sequence[int]) -> str:
+    """Cancel what was submitted; say what is left."""
+    from lacuna_nipype.execution.slurm_array import job_name
+    from lacuna_nipype.execution.slurm_commands import SlurmError, cancel_jobs, jobs_named
+
+    try:
+        cancel_jobs(submitted)
+        # One may be there although sbatch reported a failure.
+        cancel_jobs(jobs_named(plan.run).keys() - set(submitted))
+    except SlurmError as error:
+        names = ",".join(job_name(job, plan.run) for job in (*plan.arrays, plan.last))
+        return f"Jobs may be left ({error}); see squeue --name={names}, and end them with scancel."
+    return "No job is left."
 
 
 # --- a task of the array ----------------------------------------------------------------------

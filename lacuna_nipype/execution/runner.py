@@ -190,11 +190,9 @@ def require_plugin(plugin: str, plugin_args: Mapping[str, Any] | None = None) ->
                 "choose another plugin."
             ) from error
         return
-    from lacuna_nipype.execution.slurm_commands import option_words, read_template
+    from lacuna_nipype.execution.slurm_options import read_job_arguments
 
-    arguments = plugin_args or {}
-    read_template(arguments.get("template"))
-    option_words(arguments.get("sbatch_args", ""))
+    read_job_arguments(plugin_args or {})
     commands = ("sbatch", "squeue", "scancel", "scontrol")
     missing = [name for name in commands if shutil.which(name) is None]
     if missing:

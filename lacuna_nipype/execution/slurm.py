@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shlex
@@ -10,30 +11,38 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nipype import logging
+from nipype.utils.misc import str2bool
 
 from lacuna_nipype.execution.job import OUTCOME_SUFFIX, TASK_SUFFIX, write_task
 from lacuna_nipype.execution.scheduling import Ending, SchedulingPlugin, Step
 from lacuna_nipype.execution.slurm_commands import (
+    RETRY_SECONDS,
+    SILENCE_SECONDS,
     JobState,
+    Patience,
     SlurmError,
     cancel_jobs,
     exit_code,
     job_states,
     jobs_named,
+    submit_job,
+)
+from lacuna_nipype.execution.slurm_options import (
+    log_pattern,
     option_names,
     option_words,
-    read_template,
+    read_job_arguments,
     script_options,
-    submit_job,
 )
 
 logger = logging.getLogger("nipype.workflow")
+# For the log only: what is told on the terminal, see cli.terminal.
+told = logging.getLogger("lacuna_nipype.terminal")
 
 # What Python and the imports of a step take, which steps do not declare.
 _OVERHEAD_GB = 0.5
@@ -42,6 +51,9 @@ _LOOK_SHARE, _SHORTEST_LOOK, _LONGEST_LOOK = 0.05, 0.1, 2.0
 # A job that was ended from outside writes nothing any more, but may have done so just before.
 _GRACE_SECONDS = 5.0
 _CANCEL_ATTEMPTS = 5
+# A job that waits for longer than this, and not for its turn, is worth a remark.
+_STUCK_SECONDS = 60.0
+_MOST_LISTED = 5
 _LOG_TAIL_BYTES = 8192
 
 
@@ -51,11 +63,17 @@ class JobEndedError(RuntimeError):
 
 @dataclass
 class _Job:
-    """A job that was submitted; ``gone`` is when it was first found to have ended."""
+    """A job that was submitted.
+
+    ``gone`` is when it was first found to have ended, ``stuck`` when it was first found to wait
+    for more than its turn, ``reasons`` are those that the user was told.
+    """
 
     id: int
     stem: Path
     gone: float | None = None
+    stuck: float | None = None
+    reasons: set[str] = field(default_factory=set)
 
 
 class GuardedSLURMPlugin(SchedulingPlugin):
@@ -71,9 +89,9 @@ class GuardedSLURMPlugin(SchedulingPlugin):
         ``template``: text or file that job scripts begin with, such as ``module load`` lines and
         ``#SBATCH`` options. ``sbatch_args``: more options of sbatch; they come last and so win.
         ``python``: command in place of this interpreter. ``max_jobs``: how many jobs may be
-        queued or running at once (default: 500). ``max_tries`` (5) and ``retry_timeout`` (2 s,
-        doubled each time): for sbatch that fails. ``squeue_interval`` (5 s): how often SLURM
-        is asked. ``squeue_timeout`` (1800 s): how long it may give no answer.
+        queued or running at once (default: 500). ``retry_timeout`` (2 s, doubled each time up
+        to a minute): pause after sbatch that fails. ``squeue_interval`` (5 s): how often SLURM
+        is asked. ``squeue_timeout`` (1800 s): how long it may give no answer, or take no job.
         ``status_callback`` as in :class:`SchedulingPlugin`.
 
     Notes
@@ -86,22 +104,22 @@ class GuardedSLURMPlugin(SchedulingPlugin):
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args)
         arguments = self.plugin_args
-        self._template = read_template(arguments.get("template"))
-        self._sbatch_args = option_words(arguments.get("sbatch_args", ""))
-        self._python = option_words(arguments.get("python") or [sys.executable])
+        self._asked = read_job_arguments(arguments)
         self._max_jobs = max(1, int(arguments.get("max_jobs", 500)))
-        self._max_tries = int(arguments.get("max_tries", 5))
-        self._retry_seconds = float(arguments.get("retry_timeout", 2))
+        self._retry_seconds = float(arguments.get("retry_timeout", RETRY_SECONDS))
         self._squeue_interval = float(arguments.get("squeue_interval", 5))
-        self._squeue_timeout = float(arguments.get("squeue_timeout", 1800))
+        self._squeue_timeout = float(arguments.get("squeue_timeout", SILENCE_SECONDS))
 
     # --- begin and end of a run ---------------------------------------------------------------
 
     def _begin(self, graph: Any, config: Any, updatehash: bool) -> None:
         super()._begin(graph, config, updatehash)
         self._jobs: dict[int, _Job] = {}
-        self._tries: dict[int, int] = {}
         self._doubtful: set[int] = set()
+        # Jobs that nobody waits for any more and that may still be there; jobs without a number.
+        self._loose: set[int] = set()
+        self._may_be_more = False
+        self._patience = Patience(self._retry_seconds, self._squeue_timeout)
         self._not_before = 0.0
         self._silent_since: float | None = None
         self._last_news = self._last_squeue = time.monotonic()
@@ -119,25 +137,32 @@ class GuardedSLURMPlugin(SchedulingPlugin):
 
     def _close(self) -> None:
         """Leave only what tells of failures."""
+        if self._loose or self._may_be_more:
+            self._cancel_all(self._loose)
         if not any(self._folder.iterdir()):
             self._folder.rmdir()
 
     def _abandon(self) -> None:
         jobs = {job.id for job in self._jobs.values()}
         self._jobs.clear()
+        self._cancel_all(jobs | self._loose)
+
+    def _cancel_all(self, jobs: set[int]) -> None:
+        """Cancel jobs and whatever else is there of this run."""
         for attempt in range(_CANCEL_ATTEMPTS):
             try:
+                cancel_jobs(jobs)
                 # By name too: sbatch may have been interrupted after the job was made.
-                cancel_jobs(jobs | set(jobs_named(self._token)))
+                cancel_jobs(jobs_named(self._token).keys() - jobs)
                 return
             except SlurmError as error:
                 reason = error
                 if attempt < _CANCEL_ATTEMPTS - 1:
                     time.sleep(self._retry_seconds)
         logger.error(
-            "Jobs of this run may still be there (%s); end them with: scancel %s",
+            "Jobs of this run may still be there (%s); end them with scancel: %s",
             reason,
-            " ".join(map(str, sorted(jobs))),
+            _listed(jobs) or f"those whose names hold {self._token}",
         )
 
     # --- start of a step ----------------------------------------------------------------------
@@ -159,21 +184,29 @@ class GuardedSLURMPlugin(SchedulingPlugin):
         try:
             job = self._find_lost(number, name)
             if job is None:
-                script = _with_suffix(stem, ".sh")
-                write_task(
-                    _with_suffix(stem, TASK_SUFFIX),
-                    step.node,
-                    self._nipype_settings(),
-                    updatehash=self._updatehash,
-                )
-                script.write_text(self._script(stem), encoding="utf-8")
-                job = submit_job(script, self._options(step.node, stem, name))
+                job = self._submit_new(step.node, stem, name)
         except SlurmError as error:
             return self._put_off(number, error)
+        self._patience.reset()
         self._jobs[number] = _Job(job, stem)
         self._last_news = time.monotonic()
-        logger.info("Job %d runs %s.", job, step.node)
+        logger.info("%s was submitted as job %d.", step.node, job)
         return True
+
+    def _submit_new(self, node: Any, stem: Path, name: str) -> int:
+        """Write what a job needs and submit it."""
+        script = _with_suffix(stem, ".sh")
+        write_task(
+            _with_suffix(stem, TASK_SUFFIX),
+            node,
+            self._nipype_settings(),
+            updatehash=self._updatehash,
+        )
+        script.write_text(self._script(stem), encoding="utf-8")
+        if not self._updatehash and str2bool(node.config["execution"]["local_hash_check"]):
+            # It is out of date; nobody is to take it for that of this job.
+            _result_file(node).unlink(missing_ok=True)
+        return submit_job(script, self._options(node, stem, name))
 
     def _find_lost(self, number: int, name: str) -> int | None:
         """Find the job of an sbatch that failed: a time-out may come after the job was made."""
@@ -186,16 +219,20 @@ class GuardedSLURMPlugin(SchedulingPlugin):
     def _put_off(self, number: int, error: SlurmError) -> bool:
         """Have patience with SLURM, or give the step up."""
         if error.too_many and self._running:
+            # There is room when they end, however long that takes.
+            self._patience.reset()
             self._not_before = time.monotonic() + self._squeue_interval
             return False
-        tries = self._tries[number] = self._tries.get(number, 0) + 1
-        if error.hopeless or tries >= self._max_tries:
-            times = "" if tries == 1 else f" {tries} times"
-            raise SlurmError(f"The step could not be submitted{times}: {error}") from error
-        self._doubtful.add(number)
-        delay = self._retry_seconds * 2 ** (tries - 1)
-        logger.warning("%s Trying again in %g s.", error, delay)
-        self._not_before = time.monotonic() + delay
+        if not error.hopeless:
+            self._doubtful.add(number)
+        is_first = not self._patience.is_tried
+        try:
+            pause = self._patience.pause_after(error)
+        except SlurmError:
+            self._may_be_more |= number in self._doubtful
+            raise
+        self._warn(f"{error} Trying again in {pause:.3g} s.", aloud=is_first)
+        self._not_before = time.monotonic() + pause
         return False
 
     def _nipype_settings(self) -> dict[str, dict[str, Any]]:
@@ -204,19 +241,18 @@ class GuardedSLURMPlugin(SchedulingPlugin):
 
     def _script(self, stem: Path) -> str:
         task = str(_with_suffix(stem, TASK_SUFFIX))
-        command = [*self._python, "-m", "lacuna_nipype.execution.job", task]
-        return f"{self._template}\nexec {shlex.join(command)}\n"
+        command = [*self._asked.python, "-m", "lacuna_nipype.execution.job", task]
+        return f"{self._asked.template}\nexec {shlex.join(command)}\n"
 
     def _options(self, node: Any, stem: Path, name: str) -> list[str]:
         """Options of sbatch for a step; the user's come last, and the last wins."""
         asked = node.plugin_args if isinstance(node.plugin_args, dict) else {}
-        own = option_words(asked.get("sbatch_args", ""))
-        theirs = own if asked.get("overwrite") else [*self._sbatch_args, *own]
-        given = option_names(theirs) | script_options(self._template)
+        own = option_words(asked.get("sbatch_args"))
+        theirs = own if asked.get("overwrite") else [*self._asked.sbatch_args, *own]
+        given = option_names(theirs) | script_options(self._asked.template)
         megabytes = math.ceil((node.mem_gb + _OVERHEAD_GB) * 1e9 / 2**20)
         options = {
-            # A percent sign starts a pattern.
-            "output": str(_with_suffix(stem, ".log")).replace("%", "%%"),
+            "output": log_pattern(_with_suffix(stem, ".log")),
             "cpus-per-task": str(node.n_procs),
             "mem": f"{megabytes}M",
         }
@@ -261,8 +297,7 @@ class GuardedSLURMPlugin(SchedulingPlugin):
 
     def _result_is_there(self, number: int, job: _Job) -> bool:
         """Tell whether the result has arrived on this machine; its time to do so is limited."""
-        node = self._steps[number].node
-        result = Path(node.output_dir(), f"result_{node.name}.pklz")
+        result = _result_file(self._steps[number].node)
         try:
             there = result in result.parent.iterdir()
         except OSError:
@@ -286,13 +321,56 @@ class GuardedSLURMPlugin(SchedulingPlugin):
             state = states.get(job.id)
             if state is not None and not state.is_final:
                 job.gone = None
+                job.stuck = (job.stuck or now) if state.may_never_start else None
                 continue
             job.gone = job.gone or now
             tidy = state is None or state.state == "COMPLETED"
             if now - job.gone >= (self._late_seconds if tidy else _GRACE_SECONDS):
                 reason = _describe_end(job.id, state, self._late_seconds) + self._last_line(job)
                 ended.append(Ending(number, [f"{JobEndedError.__name__}: {reason}\n"]))
+        self._tell_of_stuck(states)
+        # SLURM may have forgotten one for a moment, or may queue it again.
+        self._cancel_loose({self._jobs[ending.number].id for ending in ended})
         return ended
+
+    def _tell_of_stuck(self, states: Mapping[int, JobState]) -> None:
+        """Tell of jobs that may never start, once for each job and reason."""
+        told_now: dict[str, list[int]] = {}
+        for job in self._jobs.values():
+            state = states.get(job.id)
+            if state is None or not state.may_never_start or job.stuck is None:
+                continue
+            waited = time.monotonic() - job.stuck
+            if waited >= _STUCK_SECONDS and state.reason_word not in job.reasons:
+                job.reasons.add(state.reason_word)
+                told_now.setdefault(state.reason, []).append(job.id)
+        for reason, jobs in told_now.items():
+            more = len(jobs) - _MOST_LISTED
+            them = _listed(jobs[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+            self._warn(
+                f"SLURM does not start {'job' if len(jobs) == 1 else 'jobs'} {them}; it gives "
+                f"the reason {reason}. The run goes on waiting.",
+                aloud=True,
+            )
+
+    def _cancel_loose(self, jobs: set[int]) -> None:
+        """Cancel jobs of steps that were given up; at the end of the run again if that fails."""
+        try:
+            cancel_jobs(jobs)
+        except SlurmError as error:
+            self._warn(f"{error} Jobs {_listed(jobs)} may still be there.")
+            self._loose |= jobs
+
+    def _warn(self, text: str, *, aloud: bool = False) -> None:
+        """Log a warning, and show it on the terminal too."""
+        if not aloud:
+            logger.warning("%s", text)
+            return
+        from tqdm import tqdm
+
+        # Not through the bar of the run, if there is one.
+        tqdm.write(f"Warning: {text}", file=sys.stderr)
+        told.warning("%s", text)
 
     def _without_answer(self, error: SlurmError) -> list[Ending]:
         """Take the jobs for running as long as SLURM does not answer, within reason."""
@@ -303,6 +381,7 @@ class GuardedSLURMPlugin(SchedulingPlugin):
         if now - self._silent_since < self._squeue_timeout:
             return []
         reason = f"SLURM gave no answer for {self._squeue_timeout:g} s: {error}"
+        self._cancel_loose({job.id for job in self._jobs.values()})
         return [Ending(number, [f"SlurmError: {reason}\n"]) for number in self._jobs]
 
     def _last_line(self, job: _Job) -> str:
@@ -320,6 +399,11 @@ class GuardedSLURMPlugin(SchedulingPlugin):
 def _with_suffix(stem: Path, suffix: str) -> Path:
     # Not with_suffix(): names of steps may hold dots.
     return stem.with_name(stem.name + suffix)
+
+
+def _result_file(node: Any) -> Path:
+    """Path of the file in which nipype keeps the result of a step."""
+    return Path(node.output_dir(), f"result_{node.name}.pklz")
 
 
 def _job_name(node: Any, mark: str) -> str:

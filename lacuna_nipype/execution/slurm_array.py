@@ -8,13 +8,15 @@ what is there and makes what is missing.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.execution.estimates import time_limit
-from lacuna_nipype.execution.slurm_commands import option_names, script_options
+from lacuna_nipype.execution.slurm_options import option_names, script_options
 
 # What Python takes before it does anything, and pages of files that count against a job.
 OVERHEAD_GB = 0.5
@@ -58,7 +60,8 @@ class Job:
         if self.tasks is not None:
             many = f"array of {self.tasks} task{'s, each' if self.tasks > 1 else ','}"
         processors = f"{self.processors} processor{'s' if self.processors > 1 else ''}"
-        memory = f"{self.megabytes / 1024:.2g} GiB"
+        gigabytes = self.megabytes / 1024
+        memory = f"{gigabytes:.0f} GiB" if gigabytes >= 10 else f"{gigabytes:.2g} GiB"
         return f"{many} with {processors}, {memory} and {time_limit(self.minutes)} min at most"
 
 
@@ -84,19 +87,29 @@ def job_script(
     Returns
     -------
     str
+
+    Raises
+    ------
+    ValidationError
+        SLURM cannot write into the folder.
     """
+    if re.search(r"[\\\n\r]", str(folder)):
+        raise ValidationError(
+            f"SLURM cannot write log files into {str(folder)!r}, because of a backslash or a line "
+            "break in the path; choose another output folder."
+        )
     numbers = "%j" if job.tasks is None else "%A_%a"
     # A percent sign starts a pattern.
     log = f"{folder}/{job.name}-".replace("%", "%%") + f"{numbers}.log"
     options = {
-        "job-name": f"{job.name}-{run}",
-        "output": log,
+        "job-name": job_name(job, run),
+        "output": _quoted(log),
         "cpus-per-task": str(job.processors),
         "mem": f"{job.megabytes}M",
         "time": str(time_limit(job.minutes)),
     }
     given = option_names(sbatch_args) | script_options(template)
-    lines = [f"{key}={_quoted(value)}" for key, value in options.items() if key not in given]
+    lines = [f"{key}={value}" for key, value in options.items() if key not in given]
     if job.tasks is not None:
         lines.append(f"array=0-{job.tasks - 1}")
     shell, _, rest = template.partition("\n")
@@ -105,8 +118,26 @@ def job_script(
     return f"{shell}\n{asked}{rest}\ncd {shlex.quote(str(start))} || exit 1\n{_command(job)}\n"
 
 
+def job_name(job: Job, run: str) -> str:
+    """Name of a job in the queue.
+
+    Parameters
+    ----------
+    job : Job
+    run : str
+        Name of the run.
+
+    Returns
+    -------
+    str
+    """
+    return f"{job.name}-{run}"
+
+
 def _quoted(value: str) -> str:
-    return f'"{value}"' if " " in value else value
+    """Quote a value for a line of options, where blanks, quotation marks and # mean something."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _command(job: Job) -> str:

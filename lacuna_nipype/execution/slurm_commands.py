@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
+import selectors
+import signal
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lacuna_nipype.core.exceptions import ValidationError
-
 _TIMEOUT_SECONDS = 120
+# Where the arguments of a plugin do not say: the pause before sbatch is tried again, and how long
+# SLURM may take no job or give no answer.
+RETRY_SECONDS, SILENCE_SECONDS = 2.0, 1800.0
+# More than squeue says about a hundred thousand jobs.
+_MOST_BYTES = 2**26
+# Reasons to wait that pass by themselves, when others have had their turn.
+_PATIENT_REASONS = frozenset(
+    (
+        *("None", "Priority", "Resources", "Dependency", "BeginTime", "Licenses", "Prolog"),
+        *("JobArrayTaskLimit", "Cleaning", "SchedDefer", "Reservation", "BurstBufferResources"),
+    )
+)
+_LIMIT_OF_MANY_JOBS = re.compile(
+    r"(?:QOS|Assoc)(?!\w*(?:Per(?:Job|Node)|Minutes|Wall|Time))\w*Limit"
+)
 # States in which a job does nothing any more. One that was preempted may be queued again.
 _FINAL = frozenset(
     (
@@ -23,13 +39,14 @@ _FINAL = frozenset(
 # Answers of sbatch that will be the same however often it is asked.
 _HOPELESS = re.compile(
     r"invalid|unrecognized|unable to open file|can ?not be satisfied|mutually exclusive"
-    r"|configuration is not available|access/permission denied|not permitted",
+    r"|configuration is not available|access/permission denied|not permitted|than permitted"
+    # The job alone is more than is allowed.
+    r"|\b(?:QOS|Assoc)(?!\w*Submit)\w*Limit\b",
     re.IGNORECASE,
 )
-_TOO_MANY_JOBS = re.compile(r"MaxSubmit")
-# Short forms of those options that this program sets or must not contradict.
-_LONG = {"c": "cpus-per-task", "e": "error", "J": "job-name", "o": "output", "t": "time"}
-_MEMORY_OPTIONS = frozenset({"mem", "mem-per-cpu", "mem-per-gpu"})
+_TOO_MANY_JOBS = re.compile(r"(?:Max|Grp)Submit")
+# Pauses between attempts grow up to this.
+_LONGEST_PAUSE = 60.0
 
 
 class SlurmError(RuntimeError):
@@ -69,99 +86,73 @@ class JobState:
         """The job does nothing any more."""
         return self.state in _FINAL
 
+    @property
+    def reason_word(self) -> str:
+        """The reason without details, as ``ReqNodeNotAvail, UnavailableNodes:n7`` has them."""
+        return self.reason.partition(",")[0].strip()
 
-def read_template(template: str | None) -> str:
-    """Read what job scripts begin with.
+    @property
+    def may_never_start(self) -> bool:
+        """The job waits for more than its turn."""
+        word = self.reason_word
+        passing = not word or word in _PATIENT_REASONS or _LIMIT_OF_MANY_JOBS.fullmatch(word)
+        return self.state == "PENDING" and not passing
+
+
+class Patience:
+    """How long to go on asking a SLURM that refuses or does not answer.
 
     Parameters
     ----------
-    template : str or None
-        Text, or path of a file.
-
-    Returns
-    -------
-    str
-        Begins with a line that names the shell.
-
-    Raises
-    ------
-    ValidationError
-        It looks like a path, and there is no such file.
+    first_seconds : float
+        The first pause; each is twice the one before, up to a minute.
+    limit_seconds : float
+        How long it may take in all, from the first failure on.
     """
-    if not template:
-        return "#!/bin/bash"
-    text = template
-    if "\n" not in template and not template.startswith("#"):
-        path = Path(template).expanduser()
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValidationError(
-                f"The template of job scripts, {template}, cannot be read; give the path of a "
-                "text file, or the text itself."
+
+    def __init__(self, first_seconds: float, limit_seconds: float) -> None:
+        self._first_seconds, self._limit_seconds = first_seconds, limit_seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin again: SLURM has done what it was asked for."""
+        self._since: float | None = None
+        self._pause = min(self._first_seconds, _LONGEST_PAUSE)
+
+    @property
+    def is_tried(self) -> bool:
+        """There was a failure since the beginning."""
+        return self._since is not None
+
+    def pause_after(self, error: SlurmError) -> float:
+        """Say how long to wait before the next attempt.
+
+        Parameters
+        ----------
+        error : SlurmError
+
+        Returns
+        -------
+        float
+            Seconds.
+
+        Raises
+        ------
+        SlurmError
+            There is no hope, or it has taken too long.
+        """
+        now = time.monotonic()
+        if error.hopeless:
+            raise SlurmError(f"The job could not be submitted: {error}") from error
+        self._since = self._since or now
+        left = self._since + self._limit_seconds - now
+        if left <= 0:
+            raise SlurmError(
+                f"The job could not be submitted for {self._limit_seconds:g} s: {error}"
             ) from error
-    text = text.strip()
-    return text if text.startswith("#!") else f"#!/bin/bash\n{text}"
-
-
-def option_words(text: str | Sequence[str]) -> list[str]:
-    """Split options as a shell does.
-
-    Parameters
-    ----------
-    text : str or sequence of str
-        A sequence holds words already.
-
-    Returns
-    -------
-    list of str
-
-    Raises
-    ------
-    ValidationError
-        A quotation mark is not closed.
-    """
-    try:
-        return shlex.split(text) if isinstance(text, str) else [str(word) for word in text]
-    except ValueError as error:
-        raise ValidationError(f"The options {text!r} cannot be read: {error}.") from error
-
-
-def option_names(words: Sequence[str]) -> set[str]:
-    """List the options among the words of a command line of sbatch, by their long names.
-
-    Parameters
-    ----------
-    words : sequence of str
-
-    Returns
-    -------
-    set of str
-        Without dashes. All options of memory count as ``mem``.
-    """
-    names = set()
-    for word in words:
-        if word.startswith("--"):
-            name = word[2:].partition("=")[0]
-            names.add("mem" if name in _MEMORY_OPTIONS else name)
-        elif word.startswith("-") and word[1:2] in _LONG:
-            names.add(_LONG[word[1]])
-    return names
-
-
-def script_options(script: str) -> set[str]:
-    """List the options that a job script sets in ``#SBATCH`` lines, by their long names.
-
-    Parameters
-    ----------
-    script : str
-
-    Returns
-    -------
-    set of str
-    """
-    lines = re.findall(r"^#SBATCH\s+(.*)$", script, flags=re.MULTILINE)
-    return {name for line in lines for name in option_names(shlex.split(line, comments=True))}
+        pause = min(self._pause, left)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return pause
 
 
 def submit_job(script: Path, options: Sequence[str]) -> int:
@@ -189,6 +180,53 @@ def submit_job(script: Path, options: Sequence[str]) -> int:
     if found is None:
         raise SlurmError(f"sbatch answered without the number of the job: {answer.strip()!r}.")
     return int(found.group(1))
+
+
+def submit_patiently(
+    script: Path,
+    options: Sequence[str],
+    *,
+    name: str,
+    patience: Patience,
+    tell: Callable[[str], None],
+) -> int:
+    """Submit a job script, again and again while there is hope; never two jobs.
+
+    Parameters
+    ----------
+    script : Path
+    options : sequence of str
+        Of sbatch, one word each.
+    name : str
+        Of the job; no other job has it. By it, a job is found whose sbatch reported a failure.
+    patience : Patience
+    tell : callable
+        Takes a sentence about a failure after which it goes on.
+
+    Returns
+    -------
+    int
+        Number of the job.
+
+    Raises
+    ------
+    SlurmError
+        It was not accepted; there may be a job all the same.
+    """
+    may_be_there = False
+    while True:
+        try:
+            if may_be_there:
+                found = [job for job, full in jobs_named(name).items() if full == name]
+                if found:
+                    return found[0]
+                may_be_there = False
+            return submit_job(script, [*options, f"--job-name={name}"])
+        except SlurmError as error:
+            pause = patience.pause_after(error)
+            may_be_there = True
+            tell(f"{error} Trying again in {pause:.3g} s.")
+        time.sleep(pause)
 
 
 def job_states(jobs: Collection[int]) -> dict[int, JobState]:
@@ -224,7 +262,7 @@ def job_states(jobs: Collection[int]) -> dict[int, JobState]:
 
 
 def jobs_named(part: str) -> dict[int, str]:
-    """Find the user's jobs that have not ended, by a part of their names.
+    """Find the user's jobs and arrays that have not ended, by a part of their names.
 
     Parameters
     ----------
@@ -240,7 +278,8 @@ def jobs_named(part: str) -> dict[int, str]:
     SlurmError
         There was no answer.
     """
-    answer = _run(["squeue", "--noheader", f"--user={os.getuid()}", "--format=%A %j"])
+    # Tasks of an array have the number of the array here.
+    answer = _run(["squeue", "--noheader", f"--user={os.getuid()}", "--format=%F %j"])
     found = re.findall(r"^(\d+) (.*)$", answer, flags=re.MULTILINE)
     return {int(number): name for number, name in found if part in name}
 
@@ -285,7 +324,7 @@ def cancel_jobs(jobs: Collection[int]) -> None:
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what SLURM has set for the job that this process may itself be part of.
+    """Leave out what would change the meaning of the commands.
 
     Parameters
     ----------
@@ -294,41 +333,75 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Jobs inherit it; another job's memory or processors would contradict their own.
+        Without what SLURM has set for the job that this process may itself be part of: jobs
+        inherit it, and another job's memory or processors would contradict their own. Without
+        the user's habits of asking and cancelling: they hide jobs. Those of sbatch stay.
     """
     kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+    left_out = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SCANCEL_", "SCONTROL_")
     return {
         name: value
         for name, value in environment.items()
-        if name in kept or not name.startswith(("SLURM_", "SLURMD_", "SRUN_"))
+        if name in kept or not name.startswith(left_out)
     }
 
 
 def _run(words: Sequence[str]) -> str:
     """Run a command; its standard output."""
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             words,
-            capture_output=True,
-            check=False,
-            encoding="utf-8",
             env=clean_environment(os.environ),
-            errors="replace",
+            # Ctrl-C is for us, who may need the command to cancel jobs.
+            start_new_session=True,
+            stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
-            timeout=_TIMEOUT_SECONDS,
+            stdout=subprocess.PIPE,
         )
-    except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{words[0]} did not answer within {_TIMEOUT_SECONDS} s.") from error
     except FileNotFoundError as error:
         raise SlurmError(f"{words[0]} is not on PATH.", hopeless=True) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise SlurmError(f"{words[0]} cannot be run: {error}.") from error
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        said = "; ".join(lines[-2:]) or f"exit code {done.returncode}"
+    with process:
+        try:
+            printed, complaint = _collect(process, words[0])
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    if process.returncode:
+        lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+        said = "; ".join(lines[-2:]) or f"exit code {process.returncode}"
         raise SlurmError(
             f"{words[0]} failed: {said}",
             hopeless=_HOPELESS.search(said) is not None,
             too_many=_TOO_MANY_JOBS.search(said) is not None,
         )
-    return done.stdout
+    return printed
+
+
+def _collect(process: subprocess.Popen[bytes], name: str) -> tuple[str, str]:
+    """Read what a command prints, on both streams, until it ends; not for ever."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    kept = (bytearray(), bytearray())
+    with selectors.DefaultSelector() as selector:
+        for stream, content in zip((process.stdout, process.stderr), kept, strict=True):
+            if stream is not None:
+                selector.register(stream, selectors.EVENT_READ, content)
+        while selector.get_map():
+            for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
+                block = os.read(key.fd, 2**16)
+                key.data.extend(block)
+                if not block:
+                    selector.unregister(key.fileobj)
+            if sum(map(len, kept)) > _MOST_BYTES:
+                raise SlurmError(f"{name} printed more than {_MOST_BYTES // 2**20} MiB.")
+            if time.monotonic() >= deadline:
+                raise SlurmError(f"{name} did not answer within {_TIMEOUT_SECONDS} s.")
+    try:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"{name} did not end within {_TIMEOUT_SECONDS} s.") from error
+    printed, complaint = (text.decode("utf-8", errors="replace") for text in kept)
+    return printed, complaint

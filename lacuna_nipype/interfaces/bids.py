@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from pathlib import Path
 
@@ -56,7 +57,8 @@ class DerivativesDataSink(SimpleInterface):
     """Copy files to the names that the package's path patterns give, each with a sidecar.
 
     Each file is complete under its name or not there at all, and its sidecar comes after it.
-    The step runs again when a stored file has gone missing, and is cached otherwise.
+    The step runs again when a stored file has gone missing or is another now, and is cached
+    otherwise.
     """
 
     input_spec = _DerivativesDataSinkInputSpec
@@ -64,16 +66,28 @@ class DerivativesDataSink(SimpleInterface):
 
     @property
     def always_run(self):
-        """Nipype asks this before it trusts its cache: yes while a stored file is missing."""
-        from lacuna_nipype.io.derivatives import sidecar_path
-
+        """Nipype asks this before it trusts its cache: yes unless all is there as stored."""
         try:
-            targets = self.targets()
-            sidecars = [sidecar_path(path) for path in targets if path.suffix != ".json"]
-            return not all(path.is_file() for path in [*targets, *sidecars])
-        except ValueError:
+            return not self._is_stored()
+        except (ValueError, OSError):
             # The run itself says what is wrong; raised here it would end all other steps too.
             return True
+
+    def _is_stored(self):
+        """Tell whether all files are what this step would store."""
+        from lacuna_nipype.core.files import json_safe, read_json
+        from lacuna_nipype.io.derivatives import sidecar_path
+
+        targets = self.targets()
+        if not isdefined(self.inputs.in_file):
+            return all(path.is_file() for path in targets)
+        return all(
+            filecmp.cmp(in_file, target, shallow=False)
+            and (target.suffix == ".json" or read_json(sidecar_path(target)) == json_safe(sidecar))
+            for in_file, target, sidecar in zip(
+                self.inputs.in_file, targets, self._sidecars(), strict=True
+            )
+        )
 
     def targets(self):
         """Paths under which the files will be stored.

@@ -151,6 +151,17 @@ def test_second_run_does_nothing(finished, group_arguments, run_command):
     assert "\n0 steps ran" in f"\n{process.stdout}"
 
 
+def test_a_result_that_was_changed_is_stored_again(finished, group_arguments, run_command):
+    table = next((finished / "phenotype").glob("*.tsv"))
+    kept = table.read_bytes(), table.with_suffix(".json").read_bytes()
+    for path in (table, table.with_suffix(".json")):
+        path.write_text("{}\n")
+        process = run_command(*group_arguments)
+        assert process.returncode == 0, process.stdout
+        assert "\n1 steps ran" in f"\n{process.stdout}"
+    assert (table.read_bytes(), table.with_suffix(".json").read_bytes()) == kept
+
+
 def test_association_of_the_pooled_cohort(finished, group_arguments, run_command, validate_bids):
     process = run_command(
         *group_arguments,

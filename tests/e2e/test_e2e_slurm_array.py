@@ -1,5 +1,6 @@
 """``--submit slurm-array`` on a real SLURM of one machine."""
 
+import json
 import os
 import re
 import shlex
@@ -114,6 +115,135 @@ def test_words_that_make_no_sense(dry, run_command, demonstration, tmp_path):
         process = run_command(*places, *words)
         assert process.returncode == 2
         assert "Traceback" not in process.stdout
+
+
+@pytest.fixture
+def pretended(demonstration, run_command, tmp_path):
+    """Submit a run with pretended commands of SLURM; what is printed, and calls of a command."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    commands = {
+        # Jobs have the numbers 1, 2, ..., and stay in the queue.
+        "sbatch": "for word; do case $word in --job-name=*) name=${word#*=};; esac; done\n"
+        f'echo "$((++number)) $name" >> {tmp_path}/queue\necho $number',
+        "squeue": f"cat {tmp_path}/queue",
+        "scancel": "true",
+        "scontrol": "true",
+    }
+
+    def run(*words, asked=None, **before):
+        for name, text in commands.items():
+            path = folder / name
+            path.write_text(
+                f'#!/bin/bash\necho "$*" >> {tmp_path}/{name}.calls\n'
+                f"calls=$(wc -l < {tmp_path}/{name}.calls)\n"
+                f"number=$(cat {tmp_path}/queue 2> /dev/null | wc -l)\n"
+                f"{before.get(name, '')}\n{text}\n"
+            )
+            path.chmod(0o755)
+        arguments = {"retry_timeout": 0.05, "squeue_timeout": 20, **(asked or {})}
+        process = run_command(
+            *(demonstration.bids_dir, tmp_path / "out", "participant", *PARTICIPANT),
+            *("-w", tmp_path / "work", "--submit", "slurm-array", *words),
+            *("--functional-connectome", demonstration.functional_connectome),
+            *("--plugin-args", json.dumps(arguments)),
+            env={"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"},
+        )
+        return process
+
+    def calls(name):
+        path = tmp_path / f"{name}.calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    run.calls = calls
+    return run
+
+
+TIME_OUT = "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1"
+
+
+def test_submission_goes_on_after_a_failure_that_passes(pretended):
+    process = pretended(sbatch=f"if [ $calls = 2 ]; then {TIME_OUT}; fi")
+    assert process.returncode == 0, process.stdout
+    assert numbers(process) == {"correlate": 1, "merge": 2}
+    assert process.stdout.count("Trying again") == 1
+    assert "--dependency=afterok:1" in pretended.calls("sbatch")[-1]
+    assert pretended.calls("scancel") == []
+
+
+def test_a_job_whose_submission_was_said_to_fail_is_not_submitted_twice(pretended, tmp_path):
+    made = (
+        f"for word; do case $word in --job-name=*) echo 5 ${{word#*=}} > {tmp_path}/queue;; esac"
+    )
+    process = pretended(sbatch=f"if [ $calls = 1 ]; then {made}; done; {TIME_OUT}; fi")
+    assert process.returncode == 0, process.stdout
+    assert numbers(process)["correlate"] == 5
+    assert len(pretended.calls("sbatch")) == 2
+
+
+def test_what_was_submitted_is_cancelled_when_the_rest_is_refused(pretended, tmp_path):
+    """So is a job that was made without being told."""
+    refusal = "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1"
+    queue, both = tmp_path / "queue", tmp_path / "both"
+    lost = f"(cat {queue}; sed 's/1 correlate/7 merge/' {queue}) > {both}; mv {both} {queue}"
+    process = pretended(sbatch=f"if [ $calls = 2 ]; then {lost}; {refusal}; fi")
+    assert process.returncode == 1
+    last = process.stdout.splitlines()[-1]
+    assert "merge.sh" in last
+    assert "Invalid account" in last
+    assert last.endswith("No job is left.")
+    assert pretended.calls("scancel") == ["--quiet 1", "--quiet 7"]
+
+
+def test_jobs_that_could_not_be_cancelled_are_named(pretended):
+    process = pretended(
+        sbatch=f"if [ $calls = 1 ]; then {TIME_OUT}; fi",
+        squeue="echo away >&2; exit 1",
+        asked={"squeue_timeout": 0.3},
+    )
+    assert process.returncode == 1
+    assert "may be left" in process.stdout.splitlines()[-1]
+    assert "squeue --name=correlate-" in process.stdout.splitlines()[-1]
+
+
+def test_ctrl_c_takes_back_what_was_submitted(pretended):
+    process = pretended(sbatch="if [ $calls = 2 ]; then kill -INT $PPID; sleep 60; fi")
+    assert process.returncode == 130, process.stdout
+    assert "No job is left." in process.stdout
+    assert pretended.calls("scancel") == ["--quiet 1"]
+
+
+def test_an_array_that_is_too_large(pretended):
+    said = "echo 'Batch job submission failed: Invalid job array specification' >&2; exit 1"
+    process = pretended(sbatch=said)
+    assert process.returncode == 1
+    assert "Lower --array-size." in process.stdout.splitlines()[-1]
+
+
+def test_options_that_replace_what_the_program_asks_for_are_said(pretended):
+    process = pretended(
+        "--dry-run", asked={"sbatch_args": "--mem=64G", "template": "#SBATCH -c 9"}
+    )
+    assert process.returncode == 0, process.stdout
+    (line,) = [line for line in process.stdout.splitlines() if line.startswith("SLURM is asked")]
+    assert "your --cpus-per-task and --mem " in line
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"template": 5},
+        {"sbatch_args": {"mem": "4G"}},
+        {"python": 3},
+        {"template": "#!/bin/bash\n#SBATCH --comment=it's"},
+    ],
+)
+def test_arguments_of_no_use_are_one_sentence(pretended, asked, tmp_path):
+    process = pretended(asked=asked)
+    assert process.returncode == 2, process.stdout
+    assert "Traceback" not in process.stdout
+    assert next(iter(asked)) in process.stdout.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def wait(cluster, out):

@@ -14,7 +14,8 @@ from graph_runs import GraphRun, wait_until
 from slurm_cluster import reason_to_skip, running_cluster
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.execution.slurm_commands import option_names, read_template, script_options
+from lacuna_nipype.execution import slurm_array
+from lacuna_nipype.execution.slurm_options import option_names, read_template, script_options
 
 REASON = reason_to_skip()
 needs_slurm = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -163,7 +164,9 @@ def test_no_old_result_is_taken_when_a_job_is_cancelled_before_it_starts(make, c
     assert run.run()["values"]["one"] == 2
     run.rebuild(ONE.format(function="doubled", x=7))
     process = run.start(plugin_args={**QUICK, "sbatch_args": "--hold"})
-    cluster.command("scancel", job_of(cluster, run, "one", "PENDING"))
+    job = job_of(cluster, run, "one", "PENDING")
+    assert not list(run.work.glob("one/result_*"))
+    cluster.command("scancel", job)
     outcome = run.finish(process)
     assert outcome["nodes"] == {"wf.one": "failed"}
     assert "CANCELLED" in outcome["failures"]["wf.one"]
@@ -210,6 +213,60 @@ def test_squeue_that_never_answers_ends_the_run(make, cluster, tmp_path):
     outcome = run.run()
     assert "no answer for 3 s" in outcome["failures"]["wf.one"]
     assert "broken" in outcome["failures"]["wf.one"]
+    # Nobody waits for its job any more.
+    wait_until(lambda: not cluster.jobs(), 10, say=cluster.logs)
+
+
+def test_jobs_that_are_given_up_are_cancelled_at_the_end_at_the_latest(make, cluster, tmp_path):
+    environment = fake_command(tmp_path, "squeue", "echo broken >&2; exit 1")
+    fake_command(
+        tmp_path,
+        "scancel",
+        f"if [ ! -e {tmp_path}/once ]; then touch {tmp_path}/once; echo away >&2; exit 1; fi\n"
+        f'exec {shutil.which("scancel")} "$@"',
+    )
+    run = make(ONE.format(function="sleeps", x=300), environment, squeue_timeout=3)
+    assert "no answer" in run.run()["failures"]["wf.one"]
+    assert "away" in run.log
+    wait_until(lambda: not cluster.jobs(), 10, say=cluster.logs)
+
+
+def test_habits_of_asking_and_cancelling_are_not_followed(make, cluster):
+    """They would hide the jobs, cancel none of them, or ask without end."""
+    habits = {"SQUEUE_PARTITION": "nowhere", "SCANCEL_INTERACTIVE": "1", "SCANCEL_STATE": "P"}
+    run = make(SLEEPERS.format(seconds=300), habits)
+    process = run.start()
+    job = job_of(cluster, run, "sleeper0")
+    job_of(cluster, run, "sleeper1")
+    cluster.command("scancel", job)
+    wait_until(lambda: list(run.logs.glob("crash-*-sleeper0-*")), 30, say=lambda: run.printed)
+    process.terminate()
+    process.wait(60)
+    wait_until(lambda: not cluster.jobs(), 30)
+
+
+def test_a_job_that_never_starts_is_told_once(make, cluster):
+    # More than the partition allows.
+    run = make(
+        """
+        from lacuna_nipype.execution import slurm
+        slurm._STUCK_SECONDS = 1.0
+
+        def build(workflow, pe):
+            workflow.add_nodes([function(doubled, "one", x=1)])
+        """,
+        sbatch_args="--time=2:00:00",
+    )
+    process = run.start()
+    job = job_of(cluster, run, "one", "PENDING")
+    wait_until(lambda: "PartitionTimeLimit" in run.printed, say=cluster.logs)
+    time.sleep(2)
+    cluster.command("scontrol", "update", f"jobid={job}", "timelimit=5")
+    assert run.finish(process)["failures"] == {}
+    for text in (run.printed, run.log):
+        assert text.count("PartitionTimeLimit") == 1
+        assert f"job {job};" in text
+    assert f"submitted as job {job}" in run.log
 
 
 def test_controller_that_restarts_in_the_middle(make, cluster):
@@ -261,6 +318,78 @@ def test_sbatch_that_made_the_job_but_did_not_say_so(make, cluster, tmp_path):
     outcome = make(ONE.format(function="times", x=8), environment, retry_timeout=1).run()
     assert outcome["failures"] == {}
     assert len(cluster.jobs("all")) == before + 1
+
+
+@pytest.mark.parametrize("said", ["Socket timed out", "QOSMaxSubmitJobPerUserLimit"])
+def test_sbatch_that_takes_nothing_for_a_while(make, tmp_path, said):
+    """Also because of the user's other jobs."""
+    calls = tmp_path / "calls"
+    real = shutil.which("sbatch")
+    environment = fake_command(
+        tmp_path,
+        "sbatch",
+        f"echo >> {calls}; if [ $(wc -l < {calls}) -le 9 ]; then\n"
+        f'echo "sbatch: error: {said}" >&2; exit 1; fi\nexec {real} "$@"',
+    )
+    run = make(ONE.format(function="doubled", x=1), environment, retry_timeout=0.01)
+    outcome = run.run()
+    assert outcome["failures"] == {}
+    assert outcome["values"]["one"] == 2
+    # The terminal tells of the first failure, the log of all.
+    assert run.log.count("Trying again") == 9
+    assert run.printed.count("Trying again") == 1
+
+
+def test_patience_with_sbatch_ends(make, cluster, tmp_path):
+    """The job that is there all the same, and that squeue did not tell of, is cancelled."""
+    started = tmp_path / "started"
+    environment = fake_command(
+        tmp_path,
+        "sbatch",
+        f'{shutil.which("sbatch")} "$@" > /dev/null; echo "Socket timed out" >&2; exit 1',
+    )
+    fake_command(
+        tmp_path,
+        "squeue",
+        f"[ -e {started} ] || date +%s > {started}\n"
+        f"[ $(( $(date +%s) - $(cat {started}) )) -ge 4 ] || exit 1\n"
+        f'exec {shutil.which("squeue")} "$@"',
+    )
+    run = make(
+        ONE.format(function="sleeps", x=300), environment, retry_timeout=1, squeue_timeout=3
+    )
+    outcome = run.run()
+    assert "could not be submitted for 3 s" in outcome["failures"]["wf.one"]
+    wait_until(lambda: not cluster.jobs(), 10, say=cluster.logs)
+
+
+def test_odd_names_of_folders(cluster, tmp_path):
+    """Log files are where they are looked for."""
+    for name in ("it's", 'say "so"', "a #1", "100%j", "a b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        job = slurm_array.Job("merge", ("echo", "here"), 1, 0.1, 1)
+        text = slurm_array.job_script(
+            job, run="r1", folder=folder, start=tmp_path, template=read_template(None),
+            sbatch_args=(),
+        )  # fmt: skip
+        script = tmp_path / "merge.sh"
+        script.write_text(text)
+        number = cluster.command("sbatch", "--parsable", "--wait", script).strip()
+        log = folder / f"merge-{number}.log"
+        wait_until(log.exists, 10, say=cluster.logs)
+        assert log.read_text() == "here\n"
+
+
+@pytest.mark.parametrize("name", ["back\\slash %j", "it's 100%A"])
+def test_odd_names_of_the_work_folder(cluster, tmp_path, name):
+    run = GraphRun(
+        tmp_path / name, ONE.format(function="leaves", x=1), cluster.environment,
+        plugin="SLURM", plugin_args={**QUICK, "template": "#\necho from the log"},
+    )  # fmt: skip
+    outcome = run.run()
+    assert "exit code 3" in outcome["failures"]["wf.one"]
+    assert outcome["failures"]["wf.one"].endswith("from the log")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, None)])

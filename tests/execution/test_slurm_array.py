@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.execution.slurm_array import Job, after_options, job_script, submit_script
-from lacuna_nipype.execution.slurm_commands import read_template
+from lacuna_nipype.execution.slurm_options import read_template
 
 ARRAY = Job("correlate", ("echo", "it's", "a b", "$HOME"), 4, 2.0, 30, tasks=3)
 LAST = Job("merge", ("true",), 2, 1.0, 1)
@@ -59,6 +60,24 @@ def test_options_come_before_the_first_command():
 def test_a_percent_sign_and_a_blank_in_the_name_of_the_folder():
     script = write(folder=Path("/a b/100%"))
     assert options(script)["output"] == "/a b/100%%/correlate-%A_%a.log"
+
+
+@pytest.mark.parametrize("name", ["it's", 'say "so"', "a #1", "plain"])
+def test_paths_of_log_files_are_quoted(name):
+    script = write(folder=Path("/", name))
+    assert options(script)["output"] == f"/{name}/correlate-%A_%a.log"
+    assert '#SBATCH --output="/' in script
+
+
+def test_paths_that_slurm_cannot_write_to_are_refused():
+    for name in ("a\\b", "a\nb"):
+        with pytest.raises(ValidationError, match="another output folder"):
+            write(folder=Path("/", name))
+
+
+@pytest.mark.parametrize(("gb", "said"), [(0.5, "0.93 GiB"), (9.2, "9 GiB"), (128, "120 GiB")])
+def test_memory_is_said_in_plain_numbers(gb, said):
+    assert f" {said} " in Job("merge", (), 1, gb, 1).describe()
 
 
 @pytest.mark.parametrize("task", [0, 2])
