@@ -305,8 +305,9 @@ class SchedulingPlugin(PluginBase):
             # The step itself will run into it and say so.
             logger.warning("The cache of %s cannot be read; it runs again.", node, exc_info=True)
             return False
-        always = node.overwrite or (node.overwrite is None and node.interface.always_run)
-        if not (cached and updated) or always:
+        if not (cached and updated):
+            return False
+        if node.overwrite or (node.overwrite is None and node.interface.always_run):
             return False
         if _has_its_outputs(node):
             return True

@@ -79,9 +79,10 @@ class DerivativesDataSink(SimpleInterface):
         from lacuna_nipype.io.derivatives import sidecar_path
 
         targets = self.targets()
-        if not isdefined(self.inputs.in_file):
-            return all(path.is_file() for path in targets)
-        return all(
+        if not all(path.is_file() for path in targets):
+            return False
+        # Nipype may ask before it has fetched connected inputs.
+        return not isdefined(self.inputs.in_file) or all(
             filecmp.cmp(in_file, target, shallow=False)
             and (target.suffix == ".json" or read_json(sidecar_path(target)) == json_safe(sidecar))
             for in_file, target, sidecar in zip(

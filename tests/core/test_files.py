@@ -1,5 +1,7 @@
 """Files appear whole or not at all."""
 
+import errno
+import fcntl
 import json
 import os
 
@@ -8,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lacuna_nipype.core.files import atomic_path, write_json, write_table
+from lacuna_nipype.core.files import atomic_path, lock_file, write_json, write_table
 
 
 @pytest.fixture
@@ -103,3 +105,32 @@ def test_table_by_hand(tmp_path):
     table = pd.DataFrame({"index": [2, 1], "name": ["b", None], "value": [1 / 3, np.nan]})
     path = write_table(tmp_path / "a.tsv", table)
     assert path.read_text() == "index\tname\tvalue\n2\tb\t0.3333333333\n1\tn/a\tn/a\n"
+
+
+def test_a_lock_is_one_process_at_a_time(tmp_path):
+    with (tmp_path / "a.lock").open("w") as first, (tmp_path / "a.lock").open("w") as second:
+        assert lock_file(first)
+        assert not lock_file(second, wait=False)
+        first.close()
+        assert lock_file(second)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_file_systems_without_locks_are_used_all_the_same(tmp_path, monkeypatch, caplog, number):
+    def without(stream, flags):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with (tmp_path / "a.lock").open("w") as stream:
+        assert lock_file(stream)
+        assert lock_file(stream, wait=False)
+    assert str(tmp_path) in caplog.text
+
+
+def test_a_file_that_cannot_be_locked_for_other_reasons_is_an_error(tmp_path, monkeypatch):
+    def broken(stream, flags):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with (tmp_path / "a.lock").open("w") as stream, pytest.raises(OSError, match="Input"):
+        lock_file(stream)
