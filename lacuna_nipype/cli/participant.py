@@ -55,7 +55,7 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
     """
     from lacuna_nipype.cli.claims import claimed, own_work_folder
     from lacuna_nipype.cli.inputs import gather_inputs
-    from lacuna_nipype.cli.recovery import begin, plan_recovery
+    from lacuna_nipype.cli.recovery import plan_recovery
     from lacuna_nipype.cli.reports import Reporter, rebuild_reports
     from lacuna_nipype.cli.submit import run_part, submit_run
     from lacuna_nipype.execution.runner import require_plugin
@@ -82,11 +82,6 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
         if recovery.inputs.inspection.lesions and not config.dry_run:
             claim = claimed(config.output_dir, run_id, recovery.signatures, alone=config.overwrite)
             held.enter_context(claim)
-            if removed := begin(config, recovery):
-                say(
-                    f"Note: {count(removed, 'result')} of an earlier run with other parameters "
-                    "or inputs removed, as this run does not make them."
-                )
         reporter = Reporter(config, inputs, run_id, started)
         reporter.begin()
         problems: list[str] = []
@@ -114,6 +109,7 @@ def _build_and_run(
     argv: Sequence[str],
     reporter: Reporter,
 ) -> int:
+    from lacuna_nipype.cli.recovery import begin
     from lacuna_nipype.cli.recovery import end as note_end
     from lacuna_nipype.cli.sizes import run_sizes
     from lacuna_nipype.cli.submit import clear_passes
@@ -138,6 +134,11 @@ def _build_and_run(
         return end(NOT_BUILT, f"The graph could not be built: {error}{where}")
     if config.dry_run:
         return show_plan(nodes, config, inputs)
+    if removed := begin(config, recovery):
+        say(
+            f"Note: {count(removed, 'result')} of an earlier run with other parameters or inputs "
+            "removed, as this run does not make them."
+        )
     with limited_threads(config.omp_nthreads):
         outcome = run_graph(
             workflow,
@@ -148,7 +149,7 @@ def _build_and_run(
             crash_dir=log_dir,
             plugin_args=config.plugin_args,
         )
-    if not (outcome.error or outcome.failures):
+    if not (outcome.error or outcome.failures) and "fnm" in inputs.analyses:
         clear_passes(config)
     problems: list[str] = []
     with _noting(problems, config.output_dir):

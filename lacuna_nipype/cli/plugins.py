@@ -18,7 +18,11 @@ OTHERS = ("Condor", "IPython", "LegacyMultiProc", "LSF", "OAR", "PBS", "SGE", "S
 _OF_ALL = ("n_procs", "memory_gb")
 _ARGUMENTS = {
     "Linear": _OF_ALL,
-    "MultiProc": (*_OF_ALL, "raise_insufficient"),
+    # The last four are nipype's, as files for other programs have them, and change nothing here.
+    "MultiProc": (
+        *_OF_ALL, "raise_insufficient",
+        "maxtasksperchild", "mp_context", "non_daemon", "scheduler",
+    ),
     "SLURM": (
         *_OF_ALL, "template", "sbatch_args", "python", "max_jobs", "retry_timeout",
         "squeue_interval", "squeue_timeout",

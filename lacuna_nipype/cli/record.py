@@ -15,7 +15,7 @@ from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.inputs import RunInputs
 from lacuna_nipype.cli.parser import build_parser, parse_config
 from lacuna_nipype.cli.plan import planned_outputs
-from lacuna_nipype.cli.state import changed_files, read_state
+from lacuna_nipype.cli.state import MASK, changed_files, read_state
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import fingerprint, read_json
 from lacuna_nipype.io.lesions import Inspection, Lesion
@@ -247,8 +247,13 @@ def find_missing(output_dir: Path, inputs: RunInputs) -> list[Gap]:
     gaps = []
     for lesion in inputs.inspection.lesions:
         expected = planned_outputs(replace(inputs, inspection=Inspection((lesion,), {}, {})))
-        stored = read_state(output_dir, lesion.record.key).values()
-        known = {path: file for each in stored for path, file in each.files.items()}
+        stored = read_state(output_dir, lesion.record.key)
+        known = {
+            path: file
+            for name in (MASK, *inputs.analyses)
+            if name in stored
+            for path, file in stored[name].files.items()
+        }
         missing = tuple(changed_files(output_dir, expected, known))
         if missing or _has_changed(output_dir, lesion):
             gaps.append(Gap(lesion, missing, len(expected)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lacuna_nipype.cli.plan import planned_outputs
 from lacuna_nipype.cli.state import (
     BEGUN,
     COMPLETE,
+    MASK,
     Stored,
     changed_files,
     describe_files,
@@ -31,6 +32,7 @@ from lacuna_nipype.cli.state import (
 )
 from lacuna_nipype.core.files import fingerprint, read_json, write_json
 from lacuna_nipype.execution.runner import RunOutcome
+from lacuna_nipype.execution.slurm_commands import JOBS_FOLDER
 from lacuna_nipype.io.lesions import Inspection, Lesion
 from lacuna_nipype.io.naming import parse_entities
 from lacuna_nipype.workflows.base import lesion_workflow_names, workflow_name
@@ -47,6 +49,22 @@ _NO_PARAMETERS = frozenset(
      "streamline_weights", "streamline_groups", "verify", "datasets", "write_graph",
      "resource_monitor", "batch_size", "reports", "reports_only", "submit", "array_size",
      "submit_part"}
+)  # fmt: skip
+# Options that concern some analyses only; any other concerns all of them.
+_MAPS = ("return_input_space", "output_resolution")
+_OPTIONS = {
+    "rd": (),
+    "fnm": (*_MAPS, "fnm_method", "pini_percentile", "fdr_alpha", "t_threshold", "p_map"),
+    "snm": (
+        *_MAPS, "hit_test", "compute_disconnectivity_matrix", "compute_roi_disconnection",
+        "keep_intermediate",
+    ),
+    "afnm": ("afnm_weighting",),
+}  # fmt: skip
+# Of these, those that change no number of what is stored with other ones.
+_CHOICES = frozenset(
+    {"fdr_alpha", "t_threshold", "p_map", "compute_disconnectivity_matrix",
+     "compute_roi_disconnection", "keep_intermediate"}
 )  # fmt: skip
 # Both engines give the same numbers, and which one runs depends on the number of lesions.
 _NO_METADATA = frozenset({"Method", "Engine", "MRtrixVersion"})
@@ -66,15 +84,24 @@ class Recovery:
         Keys of the lesions whose results are there.
     signatures : dict of str to dict
         By lesion and analysis, of the lesions to do.
+    planned : dict of str to dict
+        By lesion and analysis, files relative to the output folder; the lesion's mask, which all
+        analyses share, is an entry among them.
     """
 
     inputs: RunInputs
     up_to_date: tuple[str, ...]
     signatures: dict[str, Signatures]
+    planned: dict[str, dict[str, list[str]]]
 
 
 def lesion_signatures(
-    config: RunConfig, inputs: RunInputs, lesion: Lesion, atlases: Sequence[Any]
+    config: RunConfig,
+    inputs: RunInputs,
+    lesion: Lesion,
+    *,
+    atlases: Sequence[Any],
+    planned: Mapping[str, list[str]],
 ) -> Signatures:
     """Sign what the results of a lesion depend on.
 
@@ -85,31 +112,59 @@ def lesion_signatures(
     lesion : Lesion
     atlases : sequence
         What tells the content of the atlases, in JSON's types.
+    planned : mapping of str to list of str
+        Files of the lesion by analysis.
 
     Returns
     -------
     dict of str to str
-        By analysis two SHA-256 with a dot between: of the version, the content of mask,
-        transforms and connectome, and the parameters; and of the content of the atlases and the
-        files that are to be written too.
+        By analysis two SHA-256 with a dot between. The first is of what makes numbers others: the
+        version, the content of mask, transforms and connectome, and the parameters of the
+        analysis. The second is of the content of the atlases, of thresholds, of what sidecars
+        say, and of the choice of files too.
     """
-    parameters = {k: v for k, v in config.to_dict().items() if k not in _NO_PARAMETERS}
     mask = [fingerprint(lesion.record.path), *map(fingerprint, lesion.normalisation)]
-    alone = replace(inputs, inspection=Inspection((lesion,), {}, {}))
     signatures = {}
     for analysis in inputs.analyses:
+        parameters = _parameters(config, analysis)
         metadata = inputs.metadata.get(analysis, {})
+        metadata = {k: v for k, v in metadata.items() if k not in _NO_METADATA}
         basis = {
             "version": __version__,
-            "parameters": parameters,
-            "metadata": {k: v for k, v in metadata.items() if k not in _NO_METADATA},
+            "parameters": {k: v for k, v in parameters.items() if k not in _CHOICES},
+            "contents": sorted(_fingerprints(metadata)),
             "mask": mask,
             "space": lesion.space,
         }
-        planned = planned_outputs(replace(alone, analyses=(analysis,)))
-        whole = {**basis, "atlases": atlases, "outputs": planned}
+        whole = {
+            **basis,
+            "parameters": parameters,
+            "metadata": metadata,
+            "atlases": atlases,
+            "outputs": planned[analysis],
+        }
         signatures[analysis] = f"{_digest(basis)}.{_digest(whole)}"
     return signatures
+
+
+def _parameters(config: RunConfig, analysis: str) -> dict[str, Any]:
+    """Give the options that an analysis depends on."""
+    elsewhere = {name for names in _OPTIONS.values() for name in names} - set(_OPTIONS[analysis])
+    left_out = elsewhere | _NO_PARAMETERS
+    return {key: value for key, value in config.to_dict().items() if key not in left_out}
+
+
+def _fingerprints(metadata: Any) -> Iterator[str]:
+    """Give everything in nested metadata that identifies a content."""
+    if isinstance(metadata, dict):
+        for key, value in metadata.items():
+            if key.endswith("Fingerprint"):
+                yield str(value)
+            else:
+                yield from _fingerprints(value)
+    elif isinstance(metadata, list):
+        for value in metadata:
+            yield from _fingerprints(value)
 
 
 def _digest(content: Any) -> str:
@@ -118,7 +173,7 @@ def _digest(content: Any) -> str:
 
 
 def _basis(signature: str) -> str:
-    """Take the part of a signature that leaves out atlases and the choice of files."""
+    """Take the part of a signature that is of what makes numbers others."""
     return signature.partition(".")[0]
 
 
@@ -144,15 +199,19 @@ def plan_recovery(config: RunConfig, inputs: RunInputs) -> Recovery:
         [atlas.id, atlas.space, fingerprint(atlas.image), fingerprint(atlas.labels)]
         for atlas in inputs.atlases
     ]
+    planned = {lesion.record.key: _planned(inputs, lesion) for lesion in lesions}
     signatures = {
-        lesion.record.key: lesion_signatures(config, inputs, lesion, atlases) for lesion in lesions
+        lesion.record.key: lesion_signatures(
+            config, inputs, lesion, atlases=atlases, planned=planned[lesion.record.key]
+        )
+        for lesion in lesions
     }
     if config.overwrite:
-        return Recovery(inputs, (), signatures)
+        return Recovery(inputs, (), signatures, planned)
     left = {
-        lesion.record.key
-        for lesion in lesions
-        if not _is_complete(config.output_dir, inputs, lesion, signatures[lesion.record.key])
+        key
+        for key, signed in signatures.items()
+        if not _is_complete(config.output_dir, key, signed, planned[key])
     }
     last = _read_last_graph(config.work_dir)
     same = {key for key, signed in last.items() if signatures.get(key) == signed}
@@ -163,7 +222,16 @@ def plan_recovery(config: RunConfig, inputs: RunInputs) -> Recovery:
         replace(inputs, inspection=inspection),
         tuple(key for key in signatures if key not in left),
         {key: signed for key, signed in signatures.items() if key in to_do},
+        planned,
     )
+
+
+def _planned(inputs: RunInputs, lesion: Lesion) -> dict[str, list[str]]:
+    """List the files of a lesion by analysis, and its mask."""
+    found: dict[str, list[str]] = {name: [] for name in (MASK, *inputs.analyses)}
+    for path in planned_outputs(replace(inputs, inspection=Inspection((lesion,), {}, {}))):
+        found[parse_entities(Path(path).name)["desc"]].append(path)
+    return found
 
 
 def begin(config: RunConfig, recovery: Recovery) -> int:
@@ -172,8 +240,8 @@ def begin(config: RunConfig, recovery: Recovery) -> int:
     Parameters
     ----------
     config : RunConfig
-        With ``overwrite``, all results of the lesions are removed, and the finished steps in the
-        work folder.
+        With ``overwrite``, the finished steps in the work folder are removed, and the results that
+        the run makes.
     recovery : Recovery
 
     Returns
@@ -183,7 +251,7 @@ def begin(config: RunConfig, recovery: Recovery) -> int:
         analyses, made with other parameters or of other inputs.
     """
     if config.overwrite:
-        shutil.rmtree(config.work_dir / workflow_name(), ignore_errors=True)
+        _remove_steps(config.work_dir / workflow_name())
     complete = set(recovery.up_to_date)
     removed = 0
     for lesion in recovery.inputs.inspection.lesions:
@@ -191,7 +259,7 @@ def begin(config: RunConfig, recovery: Recovery) -> int:
         if key in complete:
             continue
         signed = recovery.signatures[key]
-        planned, others = _stale(config, recovery.inputs, lesion, signed)
+        planned, others = _stale(config, lesion, signed, recovery.planned[key])
         for path in (*planned, *others):
             (config.output_dir / path).unlink(missing_ok=True)
         removed += len(others)
@@ -201,16 +269,26 @@ def begin(config: RunConfig, recovery: Recovery) -> int:
     return removed
 
 
+def _remove_steps(folder: Path) -> None:
+    """Remove the steps of an earlier run, and not what tells of its jobs on a cluster."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and path.name != JOBS_FOLDER:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _stale(
-    config: RunConfig, inputs: RunInputs, lesion: Lesion, signed: Signatures
+    config: RunConfig, lesion: Lesion, signed: Signatures, files: Mapping[str, list[str]]
 ) -> tuple[set[str], set[str]]:
-    """Files of a lesion that the run makes again, and those that it makes no more."""
+    """Files of a lesion that the run makes again, and those that it makes no more.
+
+    The lesion's mask, which all analyses share, is none of them: it is replaced in one go.
+    """
     known = read_state(config.output_dir, lesion.record.key)
     planned: set[str] = set()
     others: set[str] = set()
     for analysis, signature in signed.items():
         stored = known.get(analysis)
-        own = _planned(inputs, lesion, analysis)
+        own = files[analysis]
         if not config.overwrite and stored is not None and stored.signature == signature:
             planned.update(changed_files(config.output_dir, own, stored.files))
             continue
@@ -223,11 +301,6 @@ def _stale(
                 if parse_entities(Path(path).name).get("space") in spaces
             )
     return planned, others - planned
-
-
-def _planned(inputs: RunInputs, lesion: Lesion, analysis: str) -> list[str]:
-    inspection = Inspection((lesion,), {}, {})
-    return planned_outputs(replace(inputs, inspection=inspection, analyses=(analysis,)))
 
 
 def end(config: RunConfig, recovery: Recovery, outcome: RunOutcome) -> None:
@@ -249,17 +322,13 @@ def end(config: RunConfig, recovery: Recovery, outcome: RunOutcome) -> None:
     done = set(recovery.up_to_date).union(failed)
     for lesion in lesions:
         key, output_dir = lesion.record.key, config.output_dir
-        planned = {
-            analysis: _planned(recovery.inputs, lesion, analysis)
-            for analysis in recovery.signatures[key]
-        }
+        signed = {MASK: "", **recovery.signatures[key]}
+        planned = {name: recovery.planned[key][name] for name in signed}
         paths = [path for own in planned.values() for path in own]
         if key not in done and not any(changed_files(output_dir, paths, {})):
             complete = {
-                analysis: Stored(
-                    COMPLETE, recovery.signatures[key][analysis], describe_files(output_dir, own)
-                )
-                for analysis, own in planned.items()
+                name: Stored(COMPLETE, text, describe_files(output_dir, planned[name]))
+                for name, text in signed.items()
             }
             note_state(output_dir, key, complete)
 
@@ -274,14 +343,14 @@ def _lesion_of(node: str, lesions: Iterable[Lesion]) -> str | None:
 
 
 def _is_complete(
-    output_dir: Path, inputs: RunInputs, lesion: Lesion, signatures: Signatures
+    output_dir: Path, key: str, signatures: Signatures, planned: Mapping[str, list[str]]
 ) -> bool:
-    known = read_state(output_dir, lesion.record.key)
-    for analysis, signature in signatures.items():
-        stored = known.get(analysis)
+    known = read_state(output_dir, key)
+    for name, signature in {MASK: "", **signatures}.items():
+        stored = known.get(name)
         if stored is None or not stored.is_complete(signature):
             return False
-        if any(changed_files(output_dir, _planned(inputs, lesion, analysis), stored.files)):
+        if any(changed_files(output_dir, planned[name], stored.files)):
             return False
     return True
 

@@ -19,6 +19,9 @@ from lacuna_nipype.io.lesions import Lesion
 from lacuna_nipype.io.naming import ENTITY_NAMES, parse_entities
 
 BEGUN, COMPLETE = "begun", "complete"
+# The lesion's mask, which all analyses share, has an entry of its own among theirs.
+MASK = "lesion"
+_SUFFIXES = ("statmap", "parcelstats", "stats", "relmat", "tractography")
 # What tells lesions apart, whatever is made of them.
 _IDENTITY = ("subject", "session", "acquisition", "run", "label")
 
@@ -172,6 +175,7 @@ def results_of(output_dir: Path, lesion: Lesion, analysis: str) -> set[str]:
         named = parse_entities(path.name)
         entities = {ENTITY_NAMES.get(key, key): value for key, value in named.items()}
         same = all(entities.get(name) == value for name, value in wanted.items())
-        if same and entities.get("desc") == analysis and path.parent.name != "figures":
+        ours = entities.get("desc") == analysis and entities.get("suffix") in _SUFFIXES
+        if same and ours and path.parent.name != "figures":
             found.add(path.relative_to(output_dir).as_posix())
     return found

@@ -70,11 +70,16 @@ def passes_folder(config: RunConfig) -> Path:
 
 
 def clear_passes(config: RunConfig) -> None:
-    """Remove what was kept and a run has taken: it has another name in the work folder then."""
+    """Remove what was kept and the steps of this work folder have taken."""
+    from lacuna_nipype.connectomes.partial import TAKEN
+    from lacuna_nipype.workflows.base import workflow_name
+
     folder = passes_folder(config)
-    for path in folder.glob("*.h5"):
-        if path.stat().st_nlink > 1:
-            path.unlink()
+    notes = (config.work_dir / workflow_name() / "fnm_wf").rglob(TAKEN)
+    for note in notes if folder.is_dir() else ():
+        path = Path(note.read_text(encoding="utf-8").rstrip("\n"))
+        if path.parent == folder:
+            path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 

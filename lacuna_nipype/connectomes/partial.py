@@ -69,6 +69,10 @@ def stored_partial(
     return folder / f"{kind}-{digest.hexdigest()}.h5"
 
 
+TAKEN = "taken.txt"
+"""Name of the file in which a step notes what it has taken from other runs, or kept for them."""
+
+
 def take_partial(stored: Path, target: Path) -> bool:
     """Put a partial result that was kept where one is to be made.
 

@@ -13,6 +13,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
@@ -187,20 +188,24 @@ def lock_file(stream: IO[Any], *, wait: bool = True) -> bool:
         The file cannot be locked for another reason.
     """
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if not wait:
-            return False
-        logger.info("Waiting for the process that has locked %s.", stream.name)
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                return False
+            logger.info("Waiting for the process that has locked %s.", stream.name)
+            fcntl.flock(stream, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
             raise
-        logger.warning(
-            "The file system of %s has no locks: let no other run write there at once.",
-            stream.name,
-        )
+        _warn_of_no_locks(stream.name)
     return True
+
+
+@lru_cache(maxsize=1000)
+def _warn_of_no_locks(path: str) -> None:
+    """Say it once for each file."""
+    logger.warning("The file system of %s has no locks: let no other run write there.", path)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:

@@ -181,7 +181,7 @@ def require_plugin(plugin: str, plugin_args: Mapping[str, Any] | None = None) ->
     ValidationError
         One sentence on an argument.
     """
-    if plugin != "SLURM":
+    if plugin in ("IPython", "SomaFlow"):
         try:
             make_plugin(plugin, {})
         except ImportError as error:
@@ -189,6 +189,7 @@ def require_plugin(plugin: str, plugin_args: Mapping[str, Any] | None = None) ->
                 f"--plugin {plugin} needs a library that is not there ({error}); install it, or "
                 "choose another plugin."
             ) from error
+    if plugin != "SLURM":
         return
     from lacuna_nipype.execution.slurm_options import read_job_arguments
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import heapq
 import os
-import shutil
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import format_exception
@@ -44,7 +44,15 @@ def _has_its_outputs(node: Any) -> bool:
         logger.debug("The result of %s cannot be read.", node, exc_info=True)
         return False
     folder = node.output_dir()
-    return all(Path(path).exists() for path in _paths_below(values, folder))
+    return all(os.path.lexists(path) for path in _paths_below(values, folder))
+
+
+def _forget(node: Any) -> None:
+    """Remove what says that a step is finished; the step empties its folder itself."""
+    folder = Path(node.output_dir())
+    for path in (*folder.glob("_0x*.json"), *folder.glob("result_*.pklz")):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _paths_below(value: Any, folder: str) -> Iterator[str]:
@@ -312,7 +320,7 @@ class SchedulingPlugin(PluginBase):
         if _has_its_outputs(node):
             return True
         logger.warning("Files of %s are gone from the work folder; it runs again.", node)
-        shutil.rmtree(node.output_dir())
+        _forget(node)
         return False
 
     def _end(self, ending: Ending) -> None:

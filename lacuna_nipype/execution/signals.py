@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _asked: list[BaseException] = []
@@ -24,12 +24,26 @@ def leave_if_asked() -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let no signal cut short what ends a run: it takes a moment, and leaves nothing behind."""
+    """Let no signal cut short what ends a run; only Ctrl-C twice does.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        At the second SIGINT: a cluster that does not answer can take minutes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    told: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        if told:
+            raise KeyboardInterrupt
+        told.append(number)
+        sys.stderr.write("Ending what still runs; Ctrl-C once more to leave it behind.\n")
+
     before = {
-        number: signal.signal(number, signal.SIG_IGN)
+        number: signal.signal(number, wait if number == signal.SIGINT else signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     }
     try:
@@ -79,6 +93,17 @@ def ended_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        if _asked:
+            _end_commands()
         for number, handler in before.items():
             signal.signal(number, handler)
         _asked.clear()
+
+
+def _end_commands() -> None:
+    """End the commands of steps in this process, which know nothing of the signal."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()

@@ -21,6 +21,7 @@ from nipype.utils.misc import str2bool
 from lacuna_nipype.execution.job import OUTCOME_SUFFIX, TASK_SUFFIX, write_task
 from lacuna_nipype.execution.scheduling import Ending, SchedulingPlugin, Step
 from lacuna_nipype.execution.slurm_commands import (
+    JOBS_FOLDER,
     RETRY_SECONDS,
     SILENCE_SECONDS,
     JobState,
@@ -129,7 +130,7 @@ class GuardedSLURMPlugin(SchedulingPlugin):
     def _open(self) -> None:
         node = self._steps[0].node
         top = str(getattr(node, "_hierarchy", None) or "").partition(".")[0]
-        folder = Path(node.base_dir or Path.cwd(), top, "slurm").absolute()
+        folder = Path(node.base_dir or Path.cwd(), top, JOBS_FOLDER).absolute()
         if folder.is_dir():
             _clear_earlier_runs(folder, self._late_seconds)
         self._folder = folder / self._token

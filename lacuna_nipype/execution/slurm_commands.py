@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+# In the folder of a workflow: what tells of its jobs.
+JOBS_FOLDER = "slurm"
 _TIMEOUT_SECONDS = 120
 # Where the arguments of a plugin do not say: the pause before sbatch is tried again, and how long
 # SLURM may take no job or give no answer.
@@ -46,7 +48,7 @@ _HOPELESS = re.compile(
 )
 _TOO_MANY_JOBS = re.compile(r"(?:Max|Grp)Submit")
 # Pauses between attempts grow up to this.
-_LONGEST_PAUSE = 60.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 60.0
 
 
 class SlurmError(RuntimeError):
@@ -117,7 +119,7 @@ class Patience:
     def reset(self) -> None:
         """Begin again: SLURM has done what it was asked for."""
         self._since: float | None = None
-        self._pause = min(self._first_seconds, _LONGEST_PAUSE)
+        self._pause = min(max(self._first_seconds, _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
     @property
     def is_tried(self) -> bool:

@@ -59,15 +59,19 @@ def read_job_arguments(arguments: Mapping[str, Any]) -> JobArguments:
     ValidationError
         One of them is of no use; one sentence.
     """
+    template = read_template(arguments.get("template"))
     sbatch_args = option_words(arguments.get("sbatch_args"))
-    unfit = sorted(option_names(sbatch_args) & _UNFIT_OPTIONS)
-    if unfit:
-        raise ValidationError(
-            f"sbatch_args hold --{unfit[0]}, with which jobs are not what this program waits for; "
-            "leave it out."
-        )
+    for what, names in (
+        ("sbatch_args hold", option_names(sbatch_args)),
+        ("The template of job scripts holds", script_options(template)),
+    ):
+        if unfit := sorted(names & _UNFIT_OPTIONS):
+            raise ValidationError(
+                f"{what} --{unfit[0]}, with which jobs are not what this program waits for; leave "
+                "it out."
+            )
     return JobArguments(
-        read_template(arguments.get("template")),
+        template,
         tuple(sbatch_args),
         tuple(option_words(arguments.get("python"), "python") or [sys.executable]),
     )

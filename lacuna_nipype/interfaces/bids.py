@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import filecmp
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +17,10 @@ from nipype.interfaces.base import (
     isdefined,
     traits,
 )
+
+
+# File systems keep times to two seconds, or better.
+_SAME_TIME_SECONDS = 2
 
 
 class _DerivativesDataSinkInputSpec(BaseInterfaceInputSpec):
@@ -69,26 +73,25 @@ class DerivativesDataSink(SimpleInterface):
         """Nipype asks this before it trusts its cache: yes unless all is there as stored."""
         try:
             return not self._is_stored()
-        except (ValueError, OSError):
+        except (ValueError, OSError, TypeError):
             # The run itself says what is wrong; raised here it would end all other steps too.
             return True
 
     def _is_stored(self):
-        """Tell whether all files are what this step would store."""
-        from lacuna_nipype.core.files import json_safe, read_json
+        """Tell whether all files are those that this step has stored."""
         from lacuna_nipype.io.derivatives import sidecar_path
 
         targets = self.targets()
-        if not all(path.is_file() for path in targets):
-            return False
-        # Nipype may ask before it has fetched connected inputs.
-        return not isdefined(self.inputs.in_file) or all(
-            filecmp.cmp(in_file, target, shallow=False)
-            and (target.suffix == ".json" or read_json(sidecar_path(target)) == json_safe(sidecar))
-            for in_file, target, sidecar in zip(
-                self.inputs.in_file, targets, self._sidecars(), strict=True
-            )
-        )
+        if not isdefined(self.inputs.in_file):
+            # Nipype may ask before it has fetched connected inputs.
+            return all(path.is_file() for path in targets)
+        for in_file, target in zip(self.inputs.in_file, targets, strict=True):
+            source, stored = Path(in_file).stat(), target.stat()
+            sidecar = stored if target.suffix == ".json" else sidecar_path(target).stat()
+            times = [abs(each.st_mtime - source.st_mtime) for each in (stored, sidecar)]
+            if stored.st_size != source.st_size or max(times) > _SAME_TIME_SECONDS:
+                return False
+        return True
 
     def targets(self):
         """Paths under which the files will be stored.
@@ -136,8 +139,14 @@ class DerivativesDataSink(SimpleInterface):
             with atomic_path(target) as temporary:
                 shutil.copyfile(in_file, temporary)
             self._results["out_file"].append(str(target))
+            stored = [target]
             if target.suffix != ".json":
-                self._results["out_meta"].append(str(write_json(sidecar_path(target), sidecar)))
+                stored.append(write_json(sidecar_path(target), sidecar))
+                self._results["out_meta"].append(str(stored[-1]))
+            # By their time, what others have stored or changed since is told from these.
+            time = Path(in_file).stat().st_mtime_ns
+            for path in stored:
+                os.utime(path, ns=(time, time))
         return runtime
 
     def _sidecars(self):

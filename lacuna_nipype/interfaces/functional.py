@@ -113,12 +113,19 @@ def _same_file(inputs):
 
 def _take_or_make(folder, kind, file, seeds, out_file, write):
     """Take a result that another run has kept, or make it and keep it."""
-    from lacuna_nipype.connectomes.partial import keep_partial, stored_partial, take_partial
+    from lacuna_nipype.connectomes.partial import (
+        TAKEN,
+        keep_partial,
+        stored_partial,
+        take_partial,
+    )
 
     if not isdefined(folder):
         write(out_file)
         return
     stored = stored_partial(file, seeds, Path(folder), kind)
+    # Whoever removes what was kept learns from this that it was taken.
+    out_file.with_name(TAKEN).write_text(f"{stored}\n", encoding="utf-8")
     if not take_partial(stored, out_file):
         write(out_file)
         keep_partial(out_file, stored)

@@ -38,7 +38,6 @@ _LONGEST_NAME = 230
 _LOCK_SECONDS = 0.2
 _READ_BYTES = 2**20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-# What file systems without locks answer.
 
 Report = Callable[[int, str], None]
 

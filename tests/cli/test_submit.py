@@ -9,6 +9,8 @@ import pytest
 from lacuna_nipype.cli.main import main
 from lacuna_nipype.cli.parser import parse_config
 from lacuna_nipype.cli.submit import clear_passes, passes_folder
+from lacuna_nipype.connectomes.partial import TAKEN
+from lacuna_nipype.workflows.base import workflow_name
 
 
 @pytest.mark.parametrize(
@@ -36,11 +38,12 @@ def test_passes_go_when_they_were_taken(tmp_path):
     folder.mkdir(parents=True)
     for name in ("taken.h5", "waiting.h5"):
         (folder / name).write_bytes(b"moments")
-    (tmp_path / "work" / "step").mkdir()
-    os.link(folder / "taken.h5", tmp_path / "work" / "step" / "partial.h5")
+    step = tmp_path / "work" / workflow_name() / "fnm_wf" / "correlate" / "mapflow" / "_correlate0"
+    step.mkdir(parents=True)
+    (step / TAKEN).write_text(f"{folder / 'taken.h5'}\n")
     clear_passes(config)
     assert [path.name for path in folder.iterdir()] == ["waiting.h5"]
-    os.link(folder / "waiting.h5", tmp_path / "work" / "step" / "other.h5")
+    (step / TAKEN).write_text(f"{folder / 'waiting.h5'}\n")
     clear_passes(config)
     assert not folder.exists()
 
