@@ -195,6 +195,30 @@ def test_results_of_another_atlas_stay(cohort):
     third = results(cohort.out)
     tables = [name for name in second if name.endswith("_parcelstats.tsv")]
     assert {name: third[name] for name in tables} == {name: second[name] for name in tables}
+    # Options of another analysis, and the choice of maps, change no number of these.
+    cohort("--participant-label", "02", "--t-threshold", "3")
+    cohort("--participant-label", "02", "--no-p-map")
+    last = results(cohort.out)
+    assert {name: last[name] for name in tables} == {name: second[name] for name in tables}
+    assert [name for name in last if "_stat-r_desc-fnm_parcelstats" in name]
+
+
+def test_analyses_one_by_one_share_the_mask(cohort, run_command):
+    alone = ("--participant-label", "02")
+    mask = nib.load(next(cohort.dataset.rglob("sub-02*_mask.nii.gz")))
+    for analysis in ("fnm", "rd"):
+        cohort(*alone, "--analysis", analysis)
+    stored = next((cohort.out / "sub-02").rglob("*_desc-lesion_mask.nii.gz"))
+    before = stored.stat().st_ino
+    cohort(*alone, "--analysis", "fnm", "--t-threshold", "3")
+    # Neither removed nor stored again, as it is the same for all of them.
+    assert stored.stat().st_ino == before
+    assert np.asarray(nib.load(stored).dataobj).sum() == np.asarray(mask.dataobj).sum() > 0
+    for analysis in ("rd", "fnm"):
+        words = ("--analysis", analysis, *(("--t-threshold", "3") if analysis == "fnm" else ()))
+        assert steps_that_ran(cohort(*alone, *words)) == 0
+    check = run_command("check", "output", cohort.dataset, cohort.out)
+    assert check.returncode == 0, check.stdout
 
 
 def test_a_run_that_did_not_end_completes_nothing(cohort):
