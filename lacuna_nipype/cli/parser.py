@@ -297,7 +297,8 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--overwrite", action="store_true",
-        help="do again what an earlier run completed with the same inputs and options",
+        help="do again what an earlier run completed with the same inputs and options, and all "
+        "finished steps in the work folder",
     )  # fmt: skip
     group.add_argument(
         "--dry-run", action="store_true", help="build the graph, list steps and outputs, run none"

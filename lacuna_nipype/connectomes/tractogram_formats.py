@@ -283,7 +283,7 @@ def _read_trk_header(path: Path) -> TractogramHeader:
     with np.errstate(all="ignore"):
         affine = nb.streamlines.trk.get_affine_trackvis_to_rasmm(loaded.header)
     if not _leads_somewhere(affine):
-        _refuse(path, "has an unusable header (its voxel size or matrix); write it again")
+        _refuse(path, "has a voxel size or a matrix that no image can have; write it again")
     # TrackVis writes 0 for a number that it does not know.
     count = int(loaded.header["nb_streamlines"]) or None
     suffix = ".trk.gz" if path.suffix == ".gz" else ".trk"
