@@ -251,7 +251,7 @@ def test_ours_stand_in_for_three_of_nipypes_plugins():
         "MultiProc": "GuardedMultiProcPlugin",
         "SLURM": "GuardedSLURMPlugin",
     }
-    assert type(make_plugin("SGE", {})).__module__ == "nipype.pipeline.plugins.sge"
+    assert type(make_plugin("PBS", {})).__module__ == "nipype.pipeline.plugins.pbs"
 
 
 def test_a_cluster_without_its_commands_is_refused(monkeypatch, tmp_path):
