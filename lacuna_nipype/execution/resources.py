@@ -73,8 +73,9 @@ def available_processors() -> int:
     Returns
     -------
     int
-        The smaller of its affinity, which SLURM and containers set, and the share of time that
-        its control groups have, such as with ``docker run --cpus``; at least 1.
+        The smallest of its affinity, which containers and most clusters set, the share of time
+        that its control groups have, such as with ``docker run --cpus``, and what SLURM gives to
+        the job, which it may not enforce; at least 1.
     """
     limits: list[float] = [len(os.sched_getaffinity(0))]
     for folder in _control_groups("cpu"):
@@ -85,6 +86,8 @@ def available_processors() -> int:
             ]  # fmt: skip
         if len(quota) == 2 and quota[1]:
             limits.append(math.ceil(quota[0] / quota[1]))
+    if given := _slurm_number("SLURM_CPUS_ON_NODE"):
+        limits.append(given)
     return max(1, int(min(limits)))
 
 

@@ -138,6 +138,14 @@ def test_processors_are_those_of_the_affinity_and_the_quota(
     assert available_processors() == expected
 
 
+def test_processors_are_no_more_than_slurm_gives(machine, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7})
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
+    assert available_processors() == 2
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "8")
+    assert available_processors() == 3
+
+
 def test_without_control_groups_the_usual_places_are_looked_at(machine, tmp_path):
     (tmp_path / "own").unlink()
     machine(v1="10000000000")
