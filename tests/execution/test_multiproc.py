@@ -292,6 +292,27 @@ def test_percent_signs_in_paths(tmp_path, plugin):
     assert outcome["values"]["other"] == 5
 
 
+def test_a_signal_ends_the_command_of_a_step_in_this_process(tmp_path):
+    run = GraphRun(tmp_path, COMMAND, plugin="Linear")
+    process = run.start()
+    wait_until(lambda: b"sleep" in commands_of(run.processes()), say=lambda: run.printed)
+    os.kill(process.pid, signal.SIGTERM)
+    process.wait(30)
+    assert process.returncode == 143
+    wait_until(lambda: b"sleep" not in commands_of(run.processes()), 30)
+
+
+COMMAND = """
+def starts(x):
+    import subprocess
+    # As nipype runs commands: what a signal raises here ends nothing.
+    subprocess.Popen(["sleep", "300"]).communicate()
+
+def build(workflow, pe):
+    workflow.add_nodes([function(starts, "here", x=1)])
+"""
+
+
 def test_a_step_whose_files_are_gone_runs_again(tmp_path):
     """Clusters purge what is old; what nipype noted of a finished step may be younger."""
     run = GraphRun(tmp_path, FILES, plugin="MultiProc")
