@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +28,7 @@ from lacuna_nipype.core.exceptions import (
     ProcessingError,
     ValidationError,
 )
+from lacuna_nipype.execution.signals import held_back
 from lacuna_nipype.io.reading import load_derivatives
 from lacuna_nipype.io.staging import STAGED_PATTERN, stage_masks
 
@@ -210,10 +211,26 @@ def _reason(printed: str) -> str:
 
 def _run_command(words: Sequence[str]) -> None:
     """Run the command, show what it prints, and raise its last line where it fails."""
+    last = ""
+    with ExitStack() as stack:
+        # An interruption between the start and what ends it would leave the command behind.
+        with held_back():
+            process = stack.enter_context(_start(words))
+            stack.callback(_stop, process)
+        for line in process.stdout or ():
+            # Not left to the process: a notebook shows what goes through sys.stdout only.
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            last = line.strip() or last
+        code = process.wait()
+    if code:
+        _fail(code, _reason(last))
+
+
+def _start(words: Sequence[str]) -> subprocess.Popen[str]:
     checkout = str(Path(lacuna_nipype.__file__).parents[1])
     paths = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
-    last = ""
-    with subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "lacuna_nipype", *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -225,19 +242,7 @@ def _run_command(words: Sequence[str]) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"},
         # Its own group, so that an interruption reaches its workers too, and once.
         start_new_session=True,
-    ) as process:
-        try:
-            for line in process.stdout or ():
-                # Not left to the process: a notebook shows what goes through sys.stdout only.
-                sys.stdout.write(line)
-                sys.stdout.flush()
-                last = line.strip() or last
-            code = process.wait()
-        except BaseException:
-            _stop(process)
-            raise
-    if code:
-        _fail(code, _reason(last))
+    )
 
 
 def _fail(code: int, reason: str) -> NoReturn:
@@ -247,7 +252,9 @@ def _fail(code: int, reason: str) -> NoReturn:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End the command as Ctrl-C does, then what is left of it and of its workers."""
+    """End the command, if it has not ended, as Ctrl-C does, then what is left of it."""
+    if process.returncode is not None:
+        return
     for number in (signal.SIGINT, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

@@ -55,6 +55,35 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
+def held_back() -> Iterator[None]:
+    """Hold signals back for a moment, such as between the start of a process and its name.
+
+    Those that Python does not handle act at once, as ever. Outside of the main thread there is
+    nothing to hold: no handler runs there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {
+        number: signal.signal(number, note)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        if callable(signal.getsignal(number))
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Let signals end a run, also while a step runs in this process.
 

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from lacuna_nipype.execution.signals import held_back
 
 # In the folder of a workflow: what tells of its jobs.
 JOBS_FOLDER = "slurm"
@@ -350,8 +352,27 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _run(words: Sequence[str]) -> str:
     """Run a command; its standard output."""
+    with ExitStack() as stack:
+        # A signal between the start and what ends it would leave the command behind.
+        with held_back():
+            process = stack.enter_context(_start(words))
+            stack.callback(_end, process)
+        printed, complaint = _collect(process, words[0])
+    if process.returncode:
+        lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+        said = "; ".join(lines[-2:]) or f"exit code {process.returncode}"
+        raise SlurmError(
+            f"{words[0]} failed: {said}",
+            hopeless=_HOPELESS.search(said) is not None,
+            too_many=_TOO_MANY_JOBS.search(said) is not None,
+        )
+    return printed
+
+
+def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a command whose two streams are read."""
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             words,
             env=clean_environment(os.environ),
             # Ctrl-C is for us, who may need the command to cancel jobs.
@@ -364,23 +385,14 @@ def _run(words: Sequence[str]) -> str:
         raise SlurmError(f"{words[0]} is not on PATH.", hopeless=True) from error
     except (OSError, ValueError) as error:
         raise SlurmError(f"{words[0]} cannot be run: {error}.") from error
-    with process:
-        try:
-            printed, complaint = _collect(process, words[0])
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-    if process.returncode:
-        lines = [line.strip() for line in complaint.splitlines() if line.strip()]
-        said = "; ".join(lines[-2:]) or f"exit code {process.returncode}"
-        raise SlurmError(
-            f"{words[0]} failed: {said}",
-            hopeless=_HOPELESS.search(said) is not None,
-            too_many=_TOO_MANY_JOBS.search(said) is not None,
-        )
-    return printed
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command that has not ended, and what it has started."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _collect(process: subprocess.Popen[bytes], name: str) -> tuple[str, str]:

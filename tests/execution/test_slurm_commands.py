@@ -105,19 +105,52 @@ def test_ctrl_c_on_the_terminal_does_not_reach_the_commands(fake):
     assert int(group) != os.getpgrp()
 
 
-def test_an_exception_takes_the_command_along(fake, tmp_path):
-    fake("squeue", f"echo $$ > {tmp_path}/pid\nkill -USR1 {os.getpid()}\nsleep 300")
+@pytest.fixture
+def raises_at_sigterm():
+    """Let SIGTERM raise KeyboardInterrupt in the main thread."""
 
     def leave(number, frame):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGUSR1, leave)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            jobs_named("")
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    before = signal.signal(signal.SIGTERM, leave)
+    yield
+    assert signal.signal(signal.SIGTERM, before) is leave
+
+
+def test_an_exception_takes_the_command_along(fake, tmp_path, raises_at_sigterm):
+    fake("squeue", f"echo $$ > {tmp_path}/pid\nkill -TERM {os.getpid()}\nsleep 300")
+    with pytest.raises(KeyboardInterrupt):
+        jobs_named("")
     wait_until(lambda: has_ended(tmp_path / "pid"), 30)
+
+
+def test_a_signal_at_the_start_of_a_command_takes_it_along(
+    fake, tmp_path, monkeypatch, raises_at_sigterm
+):
+    def start(words):
+        process = start_really(words)
+        wait_until((tmp_path / "pid").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+        # Where the handler would run, were it not held back.
+        time.sleep(0.1)
+        return process
+
+    start_really = slurm_commands._start
+    monkeypatch.setattr(slurm_commands, "_start", start)
+    fake("squeue", f"echo $$ > {tmp_path}/pid\nsleep 300")
+    with pytest.raises(KeyboardInterrupt):
+        jobs_named("")
+    wait_until(lambda: has_ended(tmp_path / "pid"), 30)
+
+
+def test_a_signal_while_a_command_cannot_be_started(fake, monkeypatch, raises_at_sigterm):
+    def start(words):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise SlurmError("squeue cannot be run.")
+
+    monkeypatch.setattr(slurm_commands, "_start", start)
+    with pytest.raises(KeyboardInterrupt):
+        jobs_named("")
 
 
 def test_both_streams_are_read(fake):
