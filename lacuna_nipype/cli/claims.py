@@ -80,8 +80,12 @@ def claimed(
 def _running(folder: Path) -> Iterator[Path]:
     """Give the files of the runs that go on, and remove those of runs that were killed."""
     for path in sorted(folder.glob("*.json")):
-        with path.open("r+b") as stream:
-            ended = lock_file(stream, wait=False)
+        try:
+            with path.open("r+b") as stream:
+                ended = lock_file(stream, wait=False)
+        except FileNotFoundError:
+            # It has ended since the folder was listed.
+            continue
         if ended:
             path.unlink(missing_ok=True)
         else:
@@ -91,7 +95,10 @@ def _running(folder: Path) -> Iterator[Path]:
 def _refuse_other_results(
     output_dir: Path, other: Path, lesions: Mapping[str, Signatures], *, alone: bool
 ) -> None:
-    theirs = read_json(other)
+    try:
+        theirs = read_json(other)
+    except FileNotFoundError:
+        return
     for key in sorted(set(theirs) & set(lesions)):
         both = set(theirs[key]) & set(lesions[key])
         if alone and both:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lacuna_nipype import __version__
 from lacuna_nipype.cli.config import RunConfig
+from lacuna_nipype.core.files import fingerprint
 
 if TYPE_CHECKING:
     from lacuna_nipype.cli.inputs import RunInputs
@@ -55,6 +56,8 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
                 "entities": atlas.entities,
                 "name": atlas.id,
                 "description": atlas_description(atlas),
+                "fingerprint": fingerprint(atlas.image),
+                "labels_fingerprint": fingerprint(atlas.labels),
                 "transforms": inputs.atlas_routes(atlas),
             }
             for atlas in inputs.atlases
@@ -76,6 +79,7 @@ def build_workflow(config: RunConfig, inputs: RunInputs, links: dict[str, Path])
             "partial_dir": passes if passes.is_dir() else None,
         },
         matrix_file=inputs.matrix.path if inputs.matrix else None,
+        matrix_fingerprint=fingerprint(inputs.matrix.path) if inputs.matrix else None,
         matrix_atlas=inputs.matrix.atlas if inputs.matrix else 0,
         afnm_weighting=config.afnm_weighting,
         **_structural_arguments(config, inputs),
@@ -172,6 +176,8 @@ def lesion_arguments(
         "entities": lesion.entities,
         "resolution": lesion.resolution,
         "normalisation": lesion.normalisation,
+        "fingerprint": fingerprint(lesion.record.path),
+        "normalisation_fingerprints": [fingerprint(path) for path in lesion.normalisation],
         "warps": inputs.spaces.warps(lesion.space, lesion.normalisation),
         "returns": returns,
         "metadata": {

@@ -24,7 +24,7 @@ from lacuna_nipype.core.exceptions import (
     LacunaError,
     ValidationError,
 )
-from lacuna_nipype.io.derivatives import bids_uri
+from lacuna_nipype.io.derivatives import bids_uri, sidecar_path
 from lacuna_nipype.io.group_association import (
     SPARSE,
     TESTED_MAPS,
@@ -145,8 +145,10 @@ def _build_and_run(
 ) -> int:
     import traceback
 
+    from lacuna_nipype.cli.recovery import remove_steps
     from lacuna_nipype.execution.runner import configure_nipype, expanded_nodes, run_graph
     from lacuna_nipype.workflows import init_group_wf
+    from lacuna_nipype.workflows.base import workflow_name
 
     if not config.dry_run:
         configure_nipype(
@@ -173,7 +175,9 @@ def _build_and_run(
         for path in outputs:
             say(f"  {path}")
         return end(OK, f"Dry run: {len(nodes)} steps, {len(outputs)} files; nothing was run.")
-    reporter.begin(outputs)
+    if config.overwrite:
+        remove_steps(config.work_dir / workflow_name("group"))
+    reporter.begin(list(outputs))
     outcome = run_graph(
         workflow,
         n_nodes=len(nodes),
@@ -188,7 +192,7 @@ def _build_and_run(
 
 def _end_run(
     config: RunConfig,
-    outputs: Sequence[Path],
+    outputs: Mapping[Path, str],
     outcome: RunOutcome,
     reporter: GroupReporter,
     log_dir: Path,
@@ -196,13 +200,15 @@ def _end_run(
     """Say what came out, record it, and make the page."""
     from lacuna_nipype.cli.group_report import incomplete
 
+    if outcome.error or outcome.failures:
+        _remove_unfinished(outputs, outcome)
     ran = sum(record.status == "done" for record in outcome.nodes.values())
     cached = sum(record.status == "cached" for record in outcome.nodes.values())
     say(f"{ran} steps ran, {cached} were up to date, {len(outcome.failures)} failed.")
     for failure in outcome.failures:
         step = failure.node.split(".", 1)[-1]
         say(f"Error: step {step} failed: {failure.reason} (details: {failure.crash_file})")
-    problems = reporter.end(outputs, outcome)
+    problems = reporter.end(list(outputs), outcome)
     missing = [path for path in outputs if not path.is_file()]
     if outcome.error or outcome.failures or missing:
         for problem in problems:
@@ -219,16 +225,24 @@ def _end_run(
     return end(OK, f"{count(len(outputs), 'result')} of the group: {config.output_dir}")
 
 
-def _outputs(nodes: Sequence[Any]) -> list[Path]:
-    """Files that the sinks of a graph will write."""
-    found: list[Path] = []
+def _remove_unfinished(outputs: Mapping[Path, str], outcome: RunOutcome) -> None:
+    """Remove results of an earlier run that this one was to replace and did not."""
+    for path, step in outputs.items():
+        record = outcome.nodes.get(step)
+        if record is None or record.status not in ("done", "cached"):
+            path.unlink(missing_ok=True)
+            sidecar_path(path).unlink(missing_ok=True)
+
+
+def _outputs(nodes: Sequence[Any]) -> dict[Path, str]:
+    """Files that the sinks of a graph will write, and the step that does so."""
+    found: dict[Path, str] = {}
     for node in nodes:
         targets = getattr(node.interface, "targets", None)
-        if targets is not None:
-            found += targets()
-    if len(set(found)) < len(found):
-        twice = next(path for path in found if found.count(path) > 1)
-        raise ValidationError(f"Two results would be stored as {twice}.")
+        for path in targets() if targets is not None else ():
+            if path in found:
+                raise ValidationError(f"Two results would be stored as {path}.")
+            found[path] = node.fullname
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,30 @@ class RunInputs:
             for space in sorted(wanted)
             if not same_space(atlas.space, space)
         }
+
+    def only(self, analyses: tuple[str, ...], inspection: Inspection) -> RunInputs:
+        """Take the part of the inputs that some lesions and analyses need.
+
+        Parameters
+        ----------
+        analyses : tuple of str
+        inspection : Inspection
+
+        Returns
+        -------
+        RunInputs
+        """
+        own = {key: place for key, place in self.spaces.analyses.items() if key in analyses}
+        return replace(
+            self,
+            analyses=analyses,
+            inspection=inspection,
+            functional=self.functional if "fnm" in analyses else None,
+            structural=self.structural if "snm" in analyses else None,
+            matrix=self.matrix if "afnm" in analyses else None,
+            metadata={key: self.metadata[key] for key in analyses if key in self.metadata},
+            spaces=replace(self.spaces, analyses=own),
+        )
 
     @property
     def used_atlases(self) -> tuple[Atlas, ...]:

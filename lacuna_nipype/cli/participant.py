@@ -59,6 +59,7 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
     from lacuna_nipype.cli.reports import Reporter, rebuild_reports
     from lacuna_nipype.cli.submit import run_part, submit_run
     from lacuna_nipype.execution.runner import require_plugin
+    from lacuna_nipype.io.derivatives import refuse_foreign_dataset
 
     if config.reports_only:
         return rebuild_reports(config)
@@ -77,11 +78,15 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
         links = dataset_links(config, inputs)
         if not config.dry_run:
             held.enter_context(own_work_folder(config.work_dir))
-            _prepare_output(config, inputs, log_dir, links)
+            # Before a lock or a claim, which are files in the folder.
+            refuse_foreign_dataset(config.output_dir)
         recovery = plan_recovery(config, inputs)
-        if recovery.inputs.inspection.lesions and not config.dry_run:
-            claim = claimed(config.output_dir, run_id, recovery.signatures, alone=config.overwrite)
-            held.enter_context(claim)
+        if not config.dry_run:
+            if recovery.inputs.inspection.lesions:
+                held.enter_context(
+                    claimed(config.output_dir, run_id, recovery.signatures, alone=config.overwrite)
+                )
+            _prepare_output(config, inputs, log_dir, links)
         reporter = Reporter(config, inputs, run_id, started)
         reporter.begin()
         problems: list[str] = []
@@ -92,6 +97,8 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
         if recovery.up_to_date:
             done = count(len(recovery.up_to_date), "lesion")
             say(f"{done} of an earlier run up to date (--overwrite does them again).")
+            if config.verify and "fnm" in inputs.analyses:
+                say("Note: their maps are not verified again; --overwrite with --verify does so.")
         if not recovery.inputs.inspection.lesions:
             with _noting(problems, log_dir):
                 problems += reporter.end()
@@ -184,12 +191,9 @@ def _prepare_output(
         dataset_lock,
         earlier_outputs,
         prepare_dataset,
-        refuse_foreign_dataset,
         remove_leftovers,
     )
 
-    # Before the lock, which is a file in the folder.
-    refuse_foreign_dataset(config.output_dir)
     with dataset_lock(config.output_dir):
         remarks = prepare_dataset(config.output_dir, links)
         if inputs.inspection.lesions:
@@ -200,12 +204,14 @@ def _prepare_output(
     remove_leftovers(config.output_dir, subjects, older_than_s=24 * 3600)
     for remark in remarks:
         say(f"Note: {remark}")
-    for key in inputs.inspection.refused:
+    left_out = dict.fromkeys(inputs.inspection.refused, "refused")
+    left_out |= dict.fromkeys(inputs.inspection.skipped, "skipped")
+    for key, what in left_out.items():
         old = earlier_outputs(config.output_dir, key)
         if old:
             say(
                 f"Warning: {count(len(old), 'result')} of an earlier run of {key}, which is "
-                f"refused now, {'is' if len(old) == 1 else 'are'} still there, such as {old[0]}."
+                f"{what} now, {'is' if len(old) == 1 else 'are'} still there, such as {old[0]}."
             )
 
 

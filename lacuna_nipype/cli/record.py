@@ -15,11 +15,10 @@ from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.inputs import RunInputs
 from lacuna_nipype.cli.parser import build_parser, parse_config
 from lacuna_nipype.cli.plan import planned_outputs
-from lacuna_nipype.cli.state import MASK, changed_files, read_state
+from lacuna_nipype.cli.state import MASK, changed_files, mask_signature, read_state
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.core.files import fingerprint, read_json
+from lacuna_nipype.core.files import read_json
 from lacuna_nipype.io.lesions import Inspection, Lesion
-from lacuna_nipype.io.naming import build_path
 
 # What a run may use depends on the machine and the day, and does not change its results.
 _RESOURCES = (
@@ -255,7 +254,9 @@ def find_missing(output_dir: Path, inputs: RunInputs) -> list[Gap]:
             for path, file in stored[name].files.items()
         }
         missing = tuple(changed_files(output_dir, expected, known))
-        if missing or _has_changed(output_dir, lesion):
+        # Without a record, as of a run that was killed, nothing speaks against the mask.
+        changed = MASK in stored and stored[MASK].signature != mask_signature(lesion)
+        if missing or changed:
             gaps.append(Gap(lesion, missing, len(expected)))
     return gaps
 
@@ -270,28 +271,3 @@ def find_missing_atlases(output_dir: Path, inputs: RunInputs) -> list[str]:
 
 def _is_there(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
-
-
-def _has_changed(output_dir: Path, lesion: Lesion) -> bool:
-    """Tell whether the mask is another than the one that the latest record of it names.
-
-    Without a record (a run that was killed writes none) nothing speaks against it.
-    """
-    record = lesion.record
-    entities = {"subject": record.subject, "session": record.session, "desc": "provenance"}
-    path = output_dir / build_path(entities)
-    if not path.is_file():
-        return False
-    try:
-        runs = read_json(path)["Runs"]
-        seen = [
-            entry["Fingerprint"]
-            for run in runs
-            for entry in run["Inputs"]
-            if entry["URI"].rpartition(":")[2].rpartition("/")[2] == record.path.name
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValidationError(
-            f"The record {path} cannot be read ({type(error).__name__}); remove it and run again."
-        ) from error
-    return bool(seen) and seen[-1] != fingerprint(record.path)

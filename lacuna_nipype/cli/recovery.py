@@ -26,6 +26,7 @@ from lacuna_nipype.cli.state import (
     Stored,
     changed_files,
     describe_files,
+    mask_signature,
     note_state,
     read_state,
     results_of,
@@ -68,8 +69,6 @@ _CHOICES = frozenset(
 )  # fmt: skip
 # Both engines give the same numbers, and which one runs depends on the number of lesions.
 _NO_METADATA = frozenset({"Method", "Engine", "MRtrixVersion"})
-# In the work folder: the lesions of its last graph, whose finished steps can be used again.
-_LAST_GRAPH = "lesions.json"
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,13 @@ class Recovery:
     Parameters
     ----------
     inputs : RunInputs
-        Of the run that is left, with the lesions that it has to do.
+        Of the run that is left, with the lesions and the analyses that it has to do.
     up_to_date : tuple of str
         Keys of the lesions whose results are there.
     signatures : dict of str to dict
-        By lesion and analysis, of the lesions to do.
+        By lesion and analysis, of what the run does.
+    masks : dict of str to str
+        By lesion, signatures of the masks.
     planned : dict of str to dict
         By lesion and analysis, files relative to the output folder; the lesion's mask, which all
         analyses share, is an entry among them.
@@ -92,6 +93,7 @@ class Recovery:
     inputs: RunInputs
     up_to_date: tuple[str, ...]
     signatures: dict[str, Signatures]
+    masks: dict[str, str]
     planned: dict[str, dict[str, list[str]]]
 
 
@@ -102,6 +104,7 @@ def lesion_signatures(
     *,
     atlases: Sequence[Any],
     planned: Mapping[str, list[str]],
+    mask: str,
 ) -> Signatures:
     """Sign what the results of a lesion depend on.
 
@@ -114,6 +117,8 @@ def lesion_signatures(
         What tells the content of the atlases, in JSON's types.
     planned : mapping of str to list of str
         Files of the lesion by analysis.
+    mask : str
+        From :func:`lacuna_nipype.cli.state.mask_signature`.
 
     Returns
     -------
@@ -123,7 +128,6 @@ def lesion_signatures(
         analysis. The second is of the content of the atlases, of thresholds, of what sidecars
         say, and of the choice of files too.
     """
-    mask = [fingerprint(lesion.record.path), *map(fingerprint, lesion.normalisation)]
     signatures = {}
     for analysis in inputs.analyses:
         parameters = _parameters(config, analysis)
@@ -134,7 +138,6 @@ def lesion_signatures(
             "parameters": {k: v for k, v in parameters.items() if k not in _CHOICES},
             "contents": sorted(_fingerprints(metadata)),
             "mask": mask,
-            "space": lesion.space,
         }
         whole = {
             **basis,
@@ -200,30 +203,47 @@ def plan_recovery(config: RunConfig, inputs: RunInputs) -> Recovery:
         for atlas in inputs.atlases
     ]
     planned = {lesion.record.key: _planned(inputs, lesion) for lesion in lesions}
+    masks = {lesion.record.key: mask_signature(lesion) for lesion in lesions}
     signatures = {
-        lesion.record.key: lesion_signatures(
-            config, inputs, lesion, atlases=atlases, planned=planned[lesion.record.key]
+        key: lesion_signatures(
+            config, inputs, lesion, atlases=atlases, planned=planned[key], mask=masks[key]
         )
-        for lesion in lesions
+        for key, lesion in zip(planned, lesions, strict=True)
     }
     if config.overwrite:
-        return Recovery(inputs, (), signatures, planned)
+        return Recovery(inputs, (), signatures, masks, planned)
     left = {
-        key
+        key: missing
         for key, signed in signatures.items()
-        if not _is_complete(config.output_dir, key, signed, planned[key])
+        if (missing := _incomplete(config.output_dir, key, signed, planned[key], masks[key]))
     }
-    last = _read_last_graph(config.work_dir)
-    same = {key for key, signed in last.items() if signatures.get(key) == signed}
-    to_do = set(last) if left and left <= set(last) == same else left
+    # An analysis that is complete for all of them is no reason to read a connectome again.
+    analyses = tuple(name for name in inputs.analyses if any(name in own for own in left.values()))
+    to_do = _with_last_graph(config, set(left), signatures, analyses)
     chosen = tuple(lesion for lesion in lesions if lesion.record.key in to_do)
-    inspection = replace(inputs.inspection, lesions=chosen)
     return Recovery(
-        replace(inputs, inspection=inspection),
+        inputs.only(analyses, replace(inputs.inspection, lesions=chosen)),
         tuple(key for key in signatures if key not in left),
-        {key: signed for key, signed in signatures.items() if key in to_do},
+        {key: {name: signatures[key][name] for name in analyses} for key in to_do},
+        masks,
         planned,
     )
+
+
+def _with_last_graph(
+    config: RunConfig,
+    left: set[str],
+    signatures: Mapping[str, Signatures],
+    analyses: Sequence[str],
+) -> set[str]:
+    """Add the other lesions of the work folder's last graph, where they are what they were."""
+    last = _read_last_graph(config.work_dir)
+    same = {
+        key
+        for key, signed in last.items()
+        if key in signatures and all(signed.get(n) == signatures[key][n] for n in analyses)
+    }
+    return set(last) if left and left <= set(last) == same else left
 
 
 def _planned(inputs: RunInputs, lesion: Lesion) -> dict[str, list[str]]:
@@ -251,7 +271,7 @@ def begin(config: RunConfig, recovery: Recovery) -> int:
         analyses, made with other parameters or of other inputs.
     """
     if config.overwrite:
-        _remove_steps(config.work_dir / workflow_name())
+        remove_steps(config.work_dir / workflow_name())
     complete = set(recovery.up_to_date)
     removed = 0
     for lesion in recovery.inputs.inspection.lesions:
@@ -260,17 +280,30 @@ def begin(config: RunConfig, recovery: Recovery) -> int:
             continue
         signed = recovery.signatures[key]
         planned, others = _stale(config, lesion, signed, recovery.planned[key])
+        begun = {analysis: Stored(BEGUN, text) for analysis, text in signed.items()}
+        mask = read_state(config.output_dir, key).get(MASK)
+        if mask is not None and mask.signature != recovery.masks[key]:
+            # What was made of another mask is no result of this lesion any more.
+            others |= _of_another_mask(config.output_dir, lesion, signed)
+            begun[MASK] = Stored(BEGUN, recovery.masks[key])
         for path in (*planned, *others):
             (config.output_dir / path).unlink(missing_ok=True)
         removed += len(others)
-        begun = {analysis: Stored(BEGUN, text) for analysis, text in signed.items()}
         note_state(config.output_dir, key, begun)
-    write_json(config.work_dir / _LAST_GRAPH, {"Lesions": recovery.signatures})
+    last = _last_graph(config.work_dir)
+    last.parent.mkdir(parents=True, exist_ok=True)
+    write_json(last, {"Lesions": recovery.signatures})
     return removed
 
 
-def _remove_steps(folder: Path) -> None:
-    """Remove the steps of an earlier run, and not what tells of its jobs on a cluster."""
+def remove_steps(folder: Path) -> None:
+    """Remove the finished steps of an earlier run, and not what tells of its jobs on a cluster.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the workflow; need not be there.
+    """
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and path.name != JOBS_FOLDER:
             shutil.rmtree(path, ignore_errors=True)
@@ -303,6 +336,12 @@ def _stale(
     return planned, others - planned
 
 
+def _of_another_mask(output_dir: Path, lesion: Lesion, signed: Signatures) -> set[str]:
+    """Results of the analyses that a run does not do, of a lesion whose mask was another."""
+    others = set(read_state(output_dir, lesion.record.key)) - {MASK, *signed}
+    return {path for name in others for path in results_of(output_dir, lesion, name)}
+
+
 def end(config: RunConfig, recovery: Recovery, outcome: RunOutcome) -> None:
     """Note which lesions of a run are complete.
 
@@ -322,7 +361,7 @@ def end(config: RunConfig, recovery: Recovery, outcome: RunOutcome) -> None:
     done = set(recovery.up_to_date).union(failed)
     for lesion in lesions:
         key, output_dir = lesion.record.key, config.output_dir
-        signed = {MASK: "", **recovery.signatures[key]}
+        signed = {MASK: recovery.masks[key], **recovery.signatures[key]}
         planned = {name: recovery.planned[key][name] for name in signed}
         paths = [path for own in planned.values() for path in own]
         if key not in done and not any(changed_files(output_dir, paths, {})):
@@ -342,21 +381,32 @@ def _lesion_of(node: str, lesions: Iterable[Lesion]) -> str | None:
     return None
 
 
-def _is_complete(
-    output_dir: Path, key: str, signatures: Signatures, planned: Mapping[str, list[str]]
-) -> bool:
+def _incomplete(
+    output_dir: Path,
+    key: str,
+    signatures: Signatures,
+    planned: Mapping[str, list[str]],
+    mask: str,
+) -> set[str]:
+    """Name the analyses of a lesion that are not complete; all, where its mask is not."""
     known = read_state(output_dir, key)
-    for name, signature in {MASK: "", **signatures}.items():
-        stored = known.get(name)
-        if stored is None or not stored.is_complete(signature):
-            return False
-        if any(changed_files(output_dir, planned[name], stored.files)):
-            return False
-    return True
+    missing = {
+        name
+        for name, signature in {MASK: mask, **signatures}.items()
+        if (stored := known.get(name)) is None
+        or not stored.is_complete(signature)
+        or any(changed_files(output_dir, planned[name], stored.files))
+    }
+    return set(signatures) if MASK in missing else missing
+
+
+def _last_graph(work_dir: Path) -> Path:
+    """Beside the steps, so that it goes with them where a work folder is cleaned."""
+    return work_dir / workflow_name() / "lesions.json"
 
 
 def _read_last_graph(work_dir: Path) -> dict[str, Signatures]:
-    content = _read(work_dir / _LAST_GRAPH)
+    content = _read(_last_graph(work_dir))
     found = content.get("Lesions") if isinstance(content, dict) else None
     return found if isinstance(found, dict) else {}
 

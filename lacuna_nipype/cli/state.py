@@ -8,6 +8,7 @@ file that was changed since is not taken for one either.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,8 @@ class Stored:
     ----------
     state : {"begun", "complete"}
     signature : str
-        From :func:`lacuna_nipype.cli.recovery.lesion_signatures`.
+        From :func:`lacuna_nipype.cli.recovery.lesion_signatures`; of the mask, from
+        :func:`mask_signature`.
     files : mapping of str to list
         By path relative to the output folder: size in bytes, time of the last change in ns, and
         fingerprint of each file; empty unless complete.
@@ -79,6 +81,21 @@ def _is_entry(entry: Any) -> bool:
         and all(isinstance(text, str) for text in entry[:2])
         and isinstance(entry[2], dict)
     )
+
+
+def mask_signature(lesion: Lesion) -> str:
+    """Sign what a lesion itself is: its mask, and where that lies.
+
+    Parameters
+    ----------
+    lesion : Lesion
+
+    Returns
+    -------
+    str
+    """
+    contents = [fingerprint(path) for path in (lesion.record.path, *lesion.normalisation)]
+    return hashlib.sha256("\n".join((lesion.space, *contents)).encode()).hexdigest()
 
 
 def note_state(output_dir: Path, key: str, analyses: Mapping[str, Stored]) -> None:

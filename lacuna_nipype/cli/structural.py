@@ -257,6 +257,8 @@ def plan_structural(
                 "name": atlas.id,
                 "description": atlas_description(atlas),
                 "node_files": [atlas_table_uri(atlas)],
+                "fingerprint": fingerprint(atlas.image),
+                "labels_fingerprint": fingerprint(atlas.labels),
                 "transforms": []
                 if same_space(atlas.space, tractogram.space)
                 else find_route(atlas.space, tractogram.space),

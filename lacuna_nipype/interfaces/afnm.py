@@ -14,6 +14,7 @@ from nipype.interfaces.base import (
 )
 
 from lacuna_nipype.core.afnm import WEIGHTINGS
+from lacuna_nipype.interfaces.contents import fingerprint_trait, unchanged_inputs
 
 
 class _ParcelScoresInputSpec(BaseInterfaceInputSpec):
@@ -32,6 +33,7 @@ class _ParcelScoresInputSpec(BaseInterfaceInputSpec):
         desc="weight of a parcel that the lesion touches: 1 / number of such parcels, 1, or the "
         "fraction of the parcel inside the lesion",
     )
+    matrix_fingerprint = fingerprint_trait("matrix")
 
 
 class _ParcelScoresOutputSpec(TraitedSpec):
@@ -59,7 +61,8 @@ class ParcelScores(SimpleInterface):
         inputs = self.inputs
         data, grid = load_map(inputs.mask_file)
         parcels = read_parcels(Path(inputs.parcels_file))
-        matrix = read_matrix(Path(inputs.matrix_file))
+        with unchanged_inputs(inputs, matrix_file="matrix_fingerprint"):
+            matrix = read_matrix(Path(inputs.matrix_file))
         z = matrix.z_for(parcels.names)
         result = lesion_scores(data > 0, grid, parcels, z, inputs.weighting)
         table = _score_table(parcels, result)

@@ -12,6 +12,31 @@ def fingerprint_trait(of: str) -> traits.Str:
     return traits.Str(desc=f"content that the {of} must have before and after it is read")
 
 
+def fingerprints_trait(of: str) -> traits.List:
+    """Make an input for the contents that files must have, in the order of these."""
+    return traits.List(
+        traits.Str(), desc=f"contents that the {of} must have before and after they are read"
+    )
+
+
+def expect(node, **contents):
+    """Say which contents the files of a step must have, as far as they are known.
+
+    Parameters
+    ----------
+    node : nipype Node
+    **contents : str, sequence of str or None
+        Fingerprints, by the input that takes them.
+    """
+    node.inputs.trait_set(**{name: content for name, content in contents.items() if content})
+
+
+def expect_atlas(node, atlas):
+    """Say which contents the image and the names of an atlas must have, as far as known."""
+    contents = {name: atlas.get(name) for name in ("fingerprint", "labels_fingerprint")}
+    expect(node, **contents)
+
+
 def unchanged_inputs(inputs, **fields):
     """Hold files to the fingerprints that were given with them, for as long as they are read.
 
@@ -19,8 +44,8 @@ def unchanged_inputs(inputs, **fields):
     ----------
     inputs : input spec
     **fields : str
-        Name of the input with the fingerprint, by the name of the input with the file. Where
-        either is not given, nothing is looked at.
+        Name of the input with the fingerprint, by the name of the input with the file; both may
+        be lists. Where either is not given, nothing is looked at.
 
     Returns
     -------
@@ -33,9 +58,9 @@ def unchanged_inputs(inputs, **fields):
     for name, expected in fields.items():
         file, content = getattr(inputs, name), getattr(inputs, expected)
         if isdefined(file) and isdefined(content):
-            contents.update({Path(path): content for path in _listed(file)})
+            contents.update(zip(map(Path, _listed(file)), _listed(content), strict=True))
     return unchanged(contents)
 
 
-def _listed(file):
-    return file if isinstance(file, list) else [file]
+def _listed(value):
+    return value if isinstance(value, list) else [value]

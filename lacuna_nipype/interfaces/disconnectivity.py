@@ -39,6 +39,8 @@ class _PrepareNodesInputSpec(BaseInterfaceInputSpec):
         desc="ITK transforms from the atlas's space to the tractogram's, in the order in which "
         "they are applied to the atlas",
     )
+    fingerprint = fingerprint_trait("atlas")
+    labels_fingerprint = fingerprint_trait("names")
 
 
 class _PrepareNodesOutputSpec(TraitedSpec):
@@ -62,7 +64,8 @@ class PrepareNodes(SimpleInterface):
 
         inputs, folder = self.inputs, Path(runtime.cwd)
         target, point_map, described = read_transforms(inputs.reference, inputs.transforms)
-        nodes = make_nodes(Path(inputs.in_file), Path(inputs.labels_file), target, point_map)
+        with unchanged_inputs(inputs, in_file="fingerprint", labels_file="labels_fingerprint"):
+            nodes = make_nodes(Path(inputs.in_file), Path(inputs.labels_file), target, point_map)
         image, table = write_nodes(nodes, folder)
         meta = {"RegionResampling": nodes.change.to_dict(), "Transforms": described}
         self._results["out_file"], self._results["table"] = str(image), str(table)

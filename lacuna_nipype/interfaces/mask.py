@@ -14,12 +14,15 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from lacuna_nipype.interfaces.contents import fingerprint_trait, unchanged_inputs
+
 
 class _ValidateMaskInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="lesion mask, NIfTI")
     space = traits.Str(
         desc="standard space the mask is declared to be in; checked against its grid"
     )
+    fingerprint = fingerprint_trait("mask")
 
 
 class _ValidateMaskOutputSpec(TraitedSpec):
@@ -43,7 +46,8 @@ class ValidateMask(SimpleInterface):
         from lacuna_nipype.core.spaces import check_declared_space
         from lacuna_nipype.io.images import load_mask
 
-        mask = load_mask(self.inputs.in_file)
+        with unchanged_inputs(self.inputs, in_file="fingerprint"):
+            mask = load_mask(self.inputs.in_file)
         if isdefined(self.inputs.space):
             check_declared_space(self.inputs.space, mask.grid, f"Mask {self.inputs.in_file}")
         out_file = save_image(

@@ -16,6 +16,7 @@ from nipype.interfaces.base import (
 )
 
 from lacuna_nipype.core.parcels import STATISTICS
+from lacuna_nipype.interfaces.contents import fingerprint_trait, unchanged_inputs
 from lacuna_nipype.interfaces.transforms import read_transforms
 
 
@@ -33,6 +34,8 @@ class _PrepareParcelsInputSpec(BaseInterfaceInputSpec):
         desc="ITK transforms from the atlas's space to the reference's, in the order in which "
         "they are applied to the atlas",
     )
+    fingerprint = fingerprint_trait("atlas")
+    labels_fingerprint = fingerprint_trait("names")
 
 
 class _PrepareParcelsOutputSpec(TraitedSpec):
@@ -56,9 +59,10 @@ class PrepareParcels(SimpleInterface):
 
         inputs, folder = self.inputs, Path(runtime.cwd)
         target, point_map, described = read_transforms(inputs.reference, inputs.transforms)
-        parcels, change = bring_parcels(
-            Path(inputs.in_file), Path(inputs.labels_file), target, point_map
-        )
+        with unchanged_inputs(inputs, in_file="fingerprint", labels_file="labels_fingerprint"):
+            parcels, change = bring_parcels(
+                Path(inputs.in_file), Path(inputs.labels_file), target, point_map
+            )
         meta = {"RegionResampling": change.to_dict(), "Transforms": described}
         self._results["out_file"] = str(save_parcels(parcels, folder / "parcels.npz"))
         self._results["out_meta"] = str(write_json(folder / "parcels.json", meta))

@@ -15,6 +15,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from lacuna_nipype.interfaces.contents import fingerprints_trait, unchanged_inputs
+
 
 class _ApplyTransformInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="3D image to move")
@@ -24,6 +26,7 @@ class _ApplyTransformInputSpec(BaseInterfaceInputSpec):
         desc="ITK transforms (.h5, .txt, .tfm, .mat, .nii.gz) in the order in which they are "
         "applied to the image; none to change the grid only",
     )
+    fingerprints = fingerprints_trait("transforms")
     require_transforms = traits.Bool(
         False,
         usedefault=True,
@@ -78,9 +81,10 @@ class ApplyTransform(SimpleInterface):
                 f"{_given(inputs.target_space) or 'the space of the reference'}."
             )
         (data, grid), target = _load_volume(inputs.in_file), read_grid(inputs.reference)
-        point_map = load_checked_point_map(
-            paths, target, space=_given(inputs.target_space), source=grid
-        )
+        with unchanged_inputs(inputs, transforms="fingerprints"):
+            point_map = load_checked_point_map(
+                paths, target, space=_given(inputs.target_space), source=grid
+            )
         move = {"mask": _move_mask, "labels": _move_labels, "linear": _move_map}
         out, meta = move[inputs.interpolation](inputs, data, grid, target, point_map)
         for name, image in out.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +207,11 @@ def remove_leftovers(output_dir: Path, subjects: Iterable[str], *, older_than_s:
     removed = 0
     for subject in subjects:
         for path in (output_dir / f"sub-{subject}").glob("**/.tmp-*"):
-            if path.is_file() and path.stat().st_mtime < oldest:
-                path.unlink(missing_ok=True)
-                removed += 1
+            # The run that writes it may give it its name at this moment.
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+                    removed += 1
     return removed
 
 

@@ -8,10 +8,15 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from lacuna_nipype.interfaces.afnm import ParcelScores
+from lacuna_nipype.interfaces.contents import expect
 
 
 def init_afnm_wf(
-    *, matrix_file: str | Path, weighting: str = "fractional", name: str = "afnm_wf"
+    *,
+    matrix_file: str | Path,
+    weighting: str = "fractional",
+    matrix_fingerprint: str | None = None,
+    name: str = "afnm_wf",
 ) -> pe.Workflow:
     """Score the parcels of an atlas by their connectivity with those that a lesion touches.
 
@@ -33,6 +38,9 @@ def init_afnm_wf(
     weighting : {"fractional", "binary", "voxel_count"}
         Weight of a parcel that the lesion touches: 1 / number of such parcels, 1, or the
         fraction of the parcel inside the lesion.
+    matrix_fingerprint : str, optional
+        Content of the table, from :func:`lacuna_nipype.core.files.fingerprint`: with another one
+        scores are made again, and a change meanwhile is refused.
     name : str
         Name of the workflow.
 
@@ -60,6 +68,7 @@ def init_afnm_wf(
     matrix_buffer = pe.Node(niu.IdentityInterface(fields=["matrix_file"]), name="matrix_buffer")
     matrix_buffer.inputs.matrix_file = str(Path(matrix_file).absolute())
     scores = pe.Node(ParcelScores(weighting=weighting), name="scores", mem_gb=0.6)
+    expect(scores, matrix_fingerprint=matrix_fingerprint)
     workflow.connect(
         [
             (

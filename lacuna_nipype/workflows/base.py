@@ -12,6 +12,7 @@ from nipype.pipeline import engine as pe
 
 from lacuna_nipype import __version__
 from lacuna_nipype.core.spaces import same_space
+from lacuna_nipype.interfaces.contents import expect_atlas
 from lacuna_nipype.interfaces.functional import OWN_FILES, ListMaps, PickMaps
 from lacuna_nipype.interfaces.parcels import PrepareParcels
 from lacuna_nipype.interfaces.structural import TemplateGrid
@@ -22,9 +23,19 @@ from lacuna_nipype.workflows.mask import MASK_RESOLUTION_MM, init_mask_wf
 from lacuna_nipype.workflows.snm import OUTPUTS, init_tractogram_wf
 
 
-def workflow_name() -> str:
-    """Name of the top workflow: nipype hashes inputs, not code, so the version is part of it."""
-    return "lacuna_" + re.sub(r"[^0-9A-Za-z]+", "_", __version__) + "_wf"
+def workflow_name(level: str = "participant") -> str:
+    """Name of a top workflow: nipype hashes inputs, not code, so the version is part of it.
+
+    Parameters
+    ----------
+    level : {"participant", "group", "pass"}
+
+    Returns
+    -------
+    str
+    """
+    which = {"participant": "lacuna", "group": "group", "pass": "pass"}[level]
+    return f"{which}_{re.sub(r'[^0-9A-Za-z]+', '_', __version__)}_wf"
 
 
 def lesion_workflow_names(key: str) -> tuple[str, str]:
@@ -48,6 +59,7 @@ def init_lacuna_wf(
     fnm_maps: Sequence[str] = ("r", "z", "t", "p", "q", "qsig"),
     fnm_options: Mapping[str, Any] | None = None,
     matrix_file: str | Path | None = None,
+    matrix_fingerprint: str | None = None,
     matrix_atlas: int = 0,
     afnm_weighting: str = "fractional",
     tractogram: Mapping[str, Any] | None = None,
@@ -90,8 +102,9 @@ def init_lacuna_wf(
     lesions : sequence of mappings
         ``key`` (unique text), ``mask_file``, ``entities`` (``space`` included), and optionally
         ``resolution`` (of the mask), ``metadata`` (for all sidecars of the lesion),
-        ``normalisation`` (transforms from the participant's own space), ``warps`` (transforms
-        to the connectomes' spaces, by space) and ``returns`` (see
+        ``normalisation`` (transforms from the participant's own space), ``fingerprint`` and
+        ``normalisation_fingerprints`` (see :func:`lacuna_nipype.workflows.init_mask_wf`),
+        ``warps`` (transforms to the connectomes' spaces, by space) and ``returns`` (see
         :func:`lacuna_nipype.workflows.init_lesion_wf`).
     output_dir, base_dir : path-like
         Derivatives dataset and work folder.
@@ -99,8 +112,8 @@ def init_lacuna_wf(
         What to do.
     atlases : sequence of mappings
         ``image``, ``labels`` and ``entities`` of each atlas; optionally ``name`` and
-        ``description`` for summaries and sidecars, and ``transforms``: by standard space, those
-        that bring the atlas there.
+        ``description`` for summaries and sidecars, ``fingerprint`` and ``labels_fingerprint``
+        (contents), and ``transforms``: by standard space, those that bring the atlas there.
     functional_files : sequence of path-like
         HDF5 files of the functional connectome.
     functional_fingerprints : sequence of str
@@ -117,6 +130,8 @@ def init_lacuna_wf(
         :func:`lacuna_nipype.workflows.init_fnm_wf`; they must make the ``fnm_maps``.
     matrix_file : path-like, optional
         Connectivity matrix of z between the regions of one atlas, for ``afnm``.
+    matrix_fingerprint : str, optional
+        Its content.
     matrix_atlas : int
         Place of that atlas among the atlases.
     afnm_weighting : str
@@ -170,6 +185,8 @@ def init_lacuna_wf(
             init_mask_wf(
                 space=lesion["entities"]["space"],
                 normalisation=lesion.get("normalisation", ()),
+                fingerprint=lesion.get("fingerprint"),
+                normalisation_fingerprints=lesion.get("normalisation_fingerprints", ()),
                 warps=warps,
                 name=mask_name,
             )
@@ -187,6 +204,7 @@ def init_lacuna_wf(
                 fnm_accounts=[*accounts, *(["normalisation"] if "fnm" in warped else [])],
                 fnm_resolution=functional_resolution,
                 matrix_file=matrix_file,
+                matrix_fingerprint=matrix_fingerprint,
                 matrix_atlas=matrix_atlas,
                 afnm_weighting=afnm_weighting,
                 snm_resolution=f"{snm_resolution:g}",
@@ -306,6 +324,7 @@ class _Parcels:
                 mem_gb=1.0,
             )
             prepare.plugin_args = {"grid": _GRIDS.get(analysis, "masks")}
+            expect_atlas(prepare, atlas)
             transforms = atlas.get("transforms", {}).get(space, ())
             if transforms:
                 prepare.inputs.transforms = [_absolute(path) for path in transforms]

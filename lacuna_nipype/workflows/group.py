@@ -20,6 +20,7 @@ from lacuna_nipype.interfaces.group import (
 from lacuna_nipype.io.group_association import CLUSTER_COLUMNS, PARCEL_COLUMNS, STATISTICS
 from lacuna_nipype.io.group_maps import describe_overlap
 from lacuna_nipype.io.quantities import resolution_text
+from lacuna_nipype.workflows.base import workflow_name
 
 
 def init_group_wf(
@@ -31,7 +32,7 @@ def init_group_wf(
     map_tests: Sequence[Mapping[str, Any]] = (),
     table_tests: Sequence[Mapping[str, Any]] = (),
     omp_nthreads: int = 1,
-    name: str = "group_wf",
+    name: str | None = None,
 ) -> pe.Workflow:
     """Collect tables, count overlap and test associations; each stands on its own.
 
@@ -73,14 +74,16 @@ def init_group_wf(
         ``entities``, ``metadata``.
     omp_nthreads : int
         Threads of a test.
-    name : str
-        Name of the workflow.
+    name : str, optional
+        Name of the workflow; one with the package's version otherwise.
 
     Returns
     -------
     Workflow
     """
-    workflow = pe.Workflow(name=name, base_dir=str(base_dir) if base_dir else None)
+    workflow = pe.Workflow(
+        name=name or workflow_name("group"), base_dir=str(base_dir) if base_dir else None
+    )
     for settings in tables:
         _add_table(workflow, output_dir, settings)
     for settings in overlaps:

@@ -57,6 +57,7 @@ def init_lesion_wf(
     fnm_accounts: Sequence[str] = ("resampling",),
     fnm_resolution: str | None = None,
     matrix_file: str | Path | None = None,
+    matrix_fingerprint: str | None = None,
     matrix_atlas: int = 0,
     afnm_weighting: str = "fractional",
     snm_resolution: str | None = None,
@@ -104,6 +105,8 @@ def init_lesion_wf(
         Accounts of the seed that go into the sidecars of the functional results.
     matrix_file : path-like, optional
         Connectivity matrix, for ``afnm``.
+    matrix_fingerprint : str, optional
+        Its content; see :func:`lacuna_nipype.workflows.init_afnm_wf`.
     matrix_atlas : int
         Place of the matrix's atlas among the atlases.
     afnm_weighting : str
@@ -177,7 +180,11 @@ def init_lesion_wf(
             metadata=metadata.get("afnm"),
             name="afnm_output_wf",
         )
-        afnm_wf = init_afnm_wf(matrix_file=matrix_file, weighting=afnm_weighting)
+        afnm_wf = init_afnm_wf(
+            matrix_file=matrix_file,
+            matrix_fingerprint=matrix_fingerprint,
+            weighting=afnm_weighting,
+        )
         _connect_afnm(workflow, inputnode, afnm_wf, output_wf, matrix_atlas)
     places = {
         analysis: _map_entities(analysis, native, map_spaces or {}, returns or {})

@@ -8,6 +8,7 @@ from pathlib import Path
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
+from lacuna_nipype.interfaces.contents import expect
 from lacuna_nipype.interfaces.mask import ValidateMask
 from lacuna_nipype.interfaces.structural import TemplateGrid
 from lacuna_nipype.interfaces.transforms import ApplyTransform
@@ -20,6 +21,8 @@ def init_mask_wf(
     *,
     space: str | None = None,
     normalisation: Sequence[str | Path] = (),
+    fingerprint: str | None = None,
+    normalisation_fingerprints: Sequence[str] = (),
     with_transforms: bool = False,
     warps: Mapping[str, Sequence[str | Path]] | None = None,
     name: str = "mask_wf",
@@ -42,6 +45,11 @@ def init_mask_wf(
     normalisation : sequence of path-like
         Transforms of a mask in the participant's own space to the standard space, in the order
         in which they are applied.
+    fingerprint : str, optional
+        Content of the mask, from :func:`lacuna_nipype.core.files.fingerprint`: with another one
+        it is read again, whatever the time of the file says, and a change meanwhile is refused.
+    normalisation_fingerprints : sequence of str
+        Contents of these transforms, in their order, likewise.
     with_transforms : bool
         These transforms come from another step of the pipeline: the input node has a field
         ``transforms`` to connect them to. It is not there otherwise, so that no mask stays
@@ -89,6 +97,7 @@ def init_mask_wf(
     )
     validate = pe.Node(ValidateMask(), name="validate", mem_gb=0.5)
     workflow.connect(inputnode, "mask_file", validate, "in_file")
+    expect(validate, fingerprint=fingerprint)
     if not (normalisation or with_transforms):
         if space is not None:
             validate.inputs.space = space
@@ -97,6 +106,7 @@ def init_mask_wf(
         )
     else:
         normalise = _warp(workflow, validate, space, normalisation, "normalise")
+        expect(normalise, fingerprints=list(normalisation_fingerprints))
         if with_transforms:
             normalise.inputs.require_transforms = True
             workflow.connect(inputnode, "transforms", normalise, "transforms")

@@ -16,7 +16,7 @@ from lacuna_nipype.interfaces.functional import (
     SelectSeeds,
 )
 from lacuna_nipype.interfaces.mask import ResampleMask
-from lacuna_nipype.workflows.base import lesion_workflow_names
+from lacuna_nipype.workflows.base import lesion_workflow_names, workflow_name
 from lacuna_nipype.workflows.mask import init_mask_wf
 
 STAGES = ("relate", "correlate")
@@ -36,7 +36,7 @@ def init_pass_wf(
     pini_percentile: float = 20.0,
     memory_gb: float = 2.0,
     omp_nthreads: int = 1,
-    name: str = "pass_wf",
+    name: str | None = None,
 ) -> pe.Workflow:
     """Go through some files of a functional connectome for the lesions of a run.
 
@@ -84,10 +84,10 @@ def init_pass_wf(
     pini_percentile : float
     memory_gb, omp_nthreads
         Budget of the pass over one file.
-    name : str
-        Name of the workflow.
+    name : str, optional
+        Name of the workflow; one with the package's version otherwise.
     """
-    workflow = pe.Workflow(name=name, base_dir=str(base_dir))
+    workflow = pe.Workflow(name=name or workflow_name("pass"), base_dir=str(base_dir))
     masks = pe.Node(
         niu.Merge(len(lesions)), name="all_masks", run_without_submitting=True, mem_gb=0.1
     )
@@ -96,6 +96,8 @@ def init_pass_wf(
         mask_wf = init_mask_wf(
             space=lesion["entities"]["space"],
             normalisation=lesion.get("normalisation", ()),
+            fingerprint=lesion.get("fingerprint"),
+            normalisation_fingerprints=lesion.get("normalisation_fingerprints", ()),
             warps=warps,
             name=lesion_workflow_names(lesion["key"])[0],
         )

@@ -10,6 +10,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from lacuna_nipype.interfaces.assignment import AssignStreamlines
+from lacuna_nipype.interfaces.contents import expect, expect_atlas
 from lacuna_nipype.interfaces.disconnectivity import (
     BundleDisconnection,
     DisconnectivityMatrix,
@@ -158,14 +159,14 @@ def init_tractogram_wf(
             name="convert",
             mem_gb=0.5,
         )
-        _expect(source, fingerprint=fingerprint)
+        expect(source, fingerprint=fingerprint)
         workflow.connect(source, "out_file", check, "in_file")
     else:
         # Holds the path, so that a graph can be built before the file is there.
         source = pe.Node(niu.IdentityInterface(fields=["tractogram"]), name="tractogram_buffer")
         source.inputs.tractogram = _absolute(tractogram)
         workflow.connect(source, "tractogram", check, "in_file")
-        _expect(check, fingerprint=fingerprint)
+        expect(check, fingerprint=fingerprint)
     workflow.connect(
         [
             (grid, outputnode, [("out_file", "template")]),
@@ -189,7 +190,7 @@ def init_tractogram_wf(
     for field, (path, content, interface) in tables.items():
         if path:
             node = pe.Node(interface(in_file=_absolute(path)), name=f"prepare_{field}", mem_gb=1.0)
-            _expect(node, fingerprint=content)
+            expect(node, fingerprint=content)
             workflow.connect(
                 [
                     (check, node, [("n_streamlines", "n_streamlines")]),
@@ -213,7 +214,7 @@ def init_tractogram_wf(
     else:
         if index_file is not None:
             check.inputs.index = _absolute(index_file)
-            _expect(check, index_fingerprint=index_fingerprint)
+            expect(check, index_fingerprint=index_fingerprint)
         density = _index_nodes(
             workflow, check, grid, outputnode, space, upsample, index_file, omp_nthreads
         )
@@ -224,11 +225,6 @@ def init_tractogram_wf(
         nodes = [_nodes_node(workflow, *item, space) for item in enumerate(node_atlases, start=1)]
         _assign_nodes(workflow, check, outputnode, nodes, engine, omp_nthreads)
     return workflow
-
-
-def _expect(node: pe.Node, **contents: str | None) -> None:
-    """Say which contents the files of a step must have, as far as they are known."""
-    node.inputs.trait_set(**{name: content for name, content in contents.items() if content})
 
 
 # How the steps that read the tractogram itself, or the index, are told what to expect.
@@ -285,6 +281,7 @@ def _nodes_node(workflow, number, atlas, space) -> pe.Node:
         mem_gb=0.5,
     )
     nodes.plugin_args = {"grid": "masks"}
+    expect_atlas(nodes, atlas)
     if atlas.get("transforms"):
         nodes.inputs.transforms = [_absolute(path) for path in atlas["transforms"]]
         grid = workflow.get_node("nodes_grid")

@@ -67,3 +67,11 @@ with claimed(Path({str(tmp_path)!r}), "killed", {MINE}):
     other = {key: {"rd": "x"} for key in MINE}
     with claimed(tmp_path, "next", other):
         assert claims(tmp_path) == ["next.json"]
+
+
+def test_a_run_that_ends_meanwhile_is_no_obstacle(tmp_path):
+    with claimed(tmp_path, "run-1", MINE):
+        # Still listed, and gone when it is looked at.
+        (tmp_path / "logs" / "running" / "run-0.json").symlink_to("nowhere")
+        with claimed(tmp_path, "run-2", MINE):
+            assert "run-2.json" in claims(tmp_path)

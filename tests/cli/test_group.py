@@ -8,6 +8,7 @@ from lacuna_nipype.cli.group import plan_group
 from lacuna_nipype.cli.main import main
 from lacuna_nipype.cli.parser import parse_config
 from lacuna_nipype.core.exceptions import LacunaError, ValidationError
+from lacuna_nipype.io.derivatives import sidecar_path
 
 SUBJECTS = [f"{n:02d}" for n in range(1, 9)]
 
@@ -223,3 +224,28 @@ def test_sessions_are_named_where_together_they_would_do(tmp_path, split):
     assert ("--pool-sessions" in str(error.value)) == split
     if split:
         assert plan_group(configure(tmp_path, *options, "--pool-sessions")).table_tests
+
+
+def test_a_step_that_fails_leaves_no_earlier_result_in_its_place(study, capsys, monkeypatch):
+    words = [study / "bids", study / "out", "group", "-w", study / "work", "--no-reports"]
+    words = [str(word) for word in (*words, "--plugin", "Linear", "--nprocs", "1")]
+    assert main(words) == 0
+    folder = study / "out" / f"tpl-{SPACE}"
+    before = {path for path in folder.rglob("*") if path.is_file()}
+
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("lacuna_nipype.io.group_maps.write_overlaps", fail)
+    write_map(study / "out", "01", np.full((4, 4, 4), 9.0), quantity="t", volume=1.0)
+    capsys.readouterr()
+    assert main(words) == 1
+    assert "1 step failed, outputs missing: " in capsys.readouterr().err
+    gone = before - {path for path in folder.rglob("*") if path.is_file()}
+    assert gone
+    assert all("_desc-fnm_" in path.name for path in gone)
+    records = [json.loads(p.read_text()) for p in (study / "out" / "logs").glob("*/outcome.json")]
+    (missing,) = (record["Group"]["Missing"] for record in records if record["Group"]["Errors"])
+    images = {path for path in gone if path.suffix == ".gz"}
+    assert {study / "out" / name for name in missing} == images
+    assert {sidecar_path(path) for path in images} == gone - images

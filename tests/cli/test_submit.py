@@ -8,7 +8,7 @@ import pytest
 
 from lacuna_nipype.cli.main import main
 from lacuna_nipype.cli.parser import parse_config
-from lacuna_nipype.cli.recovery import _remove_steps
+from lacuna_nipype.cli.recovery import remove_steps
 from lacuna_nipype.cli.submit import clear_passes, passes_folder
 from lacuna_nipype.connectomes.partial import TAKEN
 from lacuna_nipype.execution.slurm_commands import JOBS_FOLDER
@@ -54,10 +54,10 @@ def test_what_tells_of_jobs_outlives_the_steps(tmp_path):
     """A run that overwrites still has to end the jobs of one that was killed."""
     for name in (f"{JOBS_FOLDER}/token", "fnm_wf/reduce"):
         (tmp_path / name).mkdir(parents=True)
-    _remove_steps(tmp_path)
+    remove_steps(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [JOBS_FOLDER]
     assert (tmp_path / JOBS_FOLDER / "token").is_dir()
-    _remove_steps(tmp_path / "missing")
+    remove_steps(tmp_path / "missing")
 
 
 def test_masks_that_are_all_refused_are_no_success(demonstration, tmp_path, capsys):

@@ -151,6 +151,14 @@ def test_second_run_does_nothing(finished, group_arguments, run_command):
     assert "\n0 steps ran" in f"\n{process.stdout}"
 
 
+def test_overwrite_does_all_again(finished, group_arguments, run_command):
+    tables = {path: path.read_bytes() for path in (finished / "phenotype").glob("*.tsv")}
+    process = run_command(*group_arguments, "--overwrite")
+    assert process.returncode == 0, process.stdout
+    assert ", 0 were up to date, 0 failed" in process.stdout
+    assert {path: path.read_bytes() for path in tables} == tables
+
+
 def test_a_result_that_was_changed_is_stored_again(finished, group_arguments, run_command):
     table = next((finished / "phenotype").glob("*.tsv"))
     kept = table.read_bytes(), table.with_suffix(".json").read_bytes()

@@ -7,7 +7,8 @@ from lacuna_nipype.io.structural_outputs import StructuralOutputs
 from lacuna_nipype.workflows import init_lacuna_wf
 
 SPACE = "MNI152NLin6Asym"
-NAMES = ("fingerprint", "index_fingerprint", "weights_fingerprint")
+NAMES = ("fingerprint", "index_fingerprint", "weights_fingerprint", "labels_fingerprint",
+         "matrix_fingerprint")  # fmt: skip
 # Steps of a lesion map what the steps before them have made; so does the check of a conversion.
 OWN_FILES = ("sub_1_wf.snm_wf.tckmap",)
 
@@ -17,23 +18,27 @@ def build(tmp_path):
     def make(engine, **tractogram):
         given = {}
         for name in ("mask.nii.gz", "atlas.nii.gz", "atlas.txt", "a.h5", "t.tck", "t.trk", "t.h5",
-                     "groups.tsv", "weights.txt"):  # fmt: skip
+                     "groups.tsv", "weights.txt", "matrix.tsv"):  # fmt: skip
             given[name] = tmp_path / name
             given[name].touch()
         atlas = {"image": given["atlas.nii.gz"], "labels": given["atlas.txt"], "name": "A",
-                 "entities": {"atlas": "A"}}  # fmt: skip
+                 "entities": {"atlas": "A"}, "fingerprint": "image",
+                 "labels_fingerprint": "names"}  # fmt: skip
         return init_lacuna_wf(
             lesions=[
                 {
                     "key": "sub-1",
                     "mask_file": given["mask.nii.gz"],
+                    "fingerprint": "mask",
                     "entities": {"subject": "1", "space": SPACE, "label": "L"},
                 }
             ],
             output_dir=tmp_path / "out",
             base_dir=tmp_path / "work",
-            analyses=["fnm", "snm"],
+            analyses=["rd", "fnm", "snm", "afnm"],
             atlases=[atlas],
+            matrix_file=given["matrix.tsv"],
+            matrix_fingerprint="matrix",
             functional_files=[given["a.h5"], given["a.h5"]],
             functional_fingerprints=["one", "two"],
             functional_space=SPACE,
@@ -85,7 +90,8 @@ def test_every_reader_is_told(build, engine, tractogram, untold):
     missing = {key for key, value in found.items() if not value and key[0] not in OWN_FILES}
     assert missing == untold
     said = {value for value in found.values() if isinstance(value, str)}
-    assert said == {"tracks", "weights", "groups", *({"index"} & set(tractogram.values()))}
+    own = {"mask", "image", "names", "matrix"}
+    assert said == {"tracks", "weights", "groups", *own, *({"index"} & set(tractogram.values()))}
     # By the functional pass, from its list of files.
     assert {step for step, _ in found if step.startswith("fnm_wf.")} == {
         f"fnm_wf.{step}" for step in ("brain", "relate", "select", "correlate", "reduce")
