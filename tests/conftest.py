@@ -28,6 +28,7 @@ def _load(name):
 _load("transform_data")
 _load("fmriprep_data")
 _load("loopback")
+_load("prepared_command")
 _load("slurm_cluster")
 _load("group_data")
 _load("siibra_server")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prepared_command import PreparedCommand
 
 import lacuna_nipype
 
@@ -54,15 +55,25 @@ class FinishedRun:
 
 
 @pytest.fixture(scope="session")
-def run_command(tmp_path_factory):
+def prepared_command():
+    """An interpreter that has imported what the command needs, and forks at every run of it."""
+    prepared = PreparedCommand(environment())
+    yield prepared
+    prepared.close()
+
+
+@pytest.fixture(scope="session")
+def run_command(prepared_command, tmp_path_factory):
     """Run the command; both streams come back as one text, in the order of a terminal."""
     elsewhere = tmp_path_factory.mktemp("cwd")
 
     def run(*arguments, env=None, timeout=120, cwd=elsewhere, reports=False):
-        return subprocess.run(
-            command_line(*arguments, reports=reports),
+        words, changed = command_line(*arguments, reports=reports), environment(env)
+        finished = prepared_command.run(words[3:], env=changed, cwd=cwd, timeout=timeout)
+        return finished or subprocess.run(
+            words,
             cwd=cwd,
-            env=environment(env),
+            env=changed,
             timeout=timeout,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
