@@ -199,9 +199,12 @@ def _jobs(config: RunConfig, inputs: RunInputs, python: Sequence[str]) -> tuple[
     others = [node for node in steps if node not in passes]
     before = [node for node in others if type(node.interface).__name__ in _BEFORE_PASS]
 
-    def job(name: str, n_procs: int, gb: float, work: float, tasks: int | None = None) -> Job:
-        # They are told what they have: they may see more on their machine.
-        gb = max(LEAST_GB, min(math.ceil(gb * 1000) / 1000, budget))
+    def job(
+        name: str, n_procs: int, gb: float, largest: Any, work: float, tasks: int | None = None
+    ) -> Job:
+        # They are told what they have: they may see more on their machine. A step that needs more
+        # than the budget takes it all the same.
+        gb = max(LEAST_GB, min(math.ceil(gb * 1000) / 1000, budget), largest.mem_gb)
         resources = ["--nprocs", str(n_procs), "--omp-nthreads", str(threads), "--mem", f"{gb}G"]
         command = (*python, "-m", "lacuna_nipype", *_words(config), *resources)
         return Job(name, command, n_procs, gb, work, tasks)
@@ -212,10 +215,11 @@ def _jobs(config: RunConfig, inputs: RunInputs, python: Sequence[str]) -> tuple[
     for node in sorted(passes, key=lambda node: node.name != "relate"):
         gb = max(node.mem_gb, _together(before, threads))
         work = _work(before, sizes) / threads + math.ceil(n_files / tasks) * _work([node], sizes)
-        arrays.append(job(node.name, threads, gb, work, tasks))
-    gb = max(_together(others, config.nprocs), LEAST_LAST_GB, *(node.mem_gb for node in passes))
+        arrays.append(job(node.name, threads, gb, node, work, tasks))
+    largest = max(steps, key=lambda node: node.mem_gb)
+    gb = max(_together(others, config.nprocs), LEAST_LAST_GB, largest.mem_gb)
     work = _work(others, sizes) / config.nprocs + max(_work([node], sizes) for node in others)
-    return arrays, job("merge", config.nprocs, gb, work)
+    return arrays, job("merge", config.nprocs, gb, largest, work)
 
 
 def _words(config: RunConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """Runs that are handed over to jobs: what contradicts it, and what is kept between the jobs."""
 
 import os
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -58,6 +59,20 @@ def test_what_tells_of_jobs_outlives_the_steps(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [JOBS_FOLDER]
     assert (tmp_path / JOBS_FOLDER / "token").is_dir()
     _remove_steps(tmp_path / "missing")
+
+
+def test_jobs_have_the_memory_that_their_largest_step_takes(
+    demonstration, tmp_path, capsys, monkeypatch
+):
+    """Also where that is more than --mem: SLURM would end them."""
+    monkeypatch.setattr("lacuna_nipype.cli.graph.pass_memory", lambda config, inputs: 3.0)
+    words = [demonstration.bids_dir, tmp_path / "out", "participant", "--dry-run", "--mem", "1G"]
+    words += ["--functional-connectome", demonstration.functional_connectome]
+    words += ["--submit", "slurm-array", "-w", tmp_path / "work"]
+    assert main([str(word) for word in words]) == 0
+    asked = re.findall(r"#SBATCH --mem=(\d+)M", capsys.readouterr().out)
+    assert len(asked) == 2
+    assert min(map(int, asked)) * 2**20 > 3.4e9
 
 
 def test_masks_that_are_all_refused_are_no_success(demonstration, tmp_path, capsys):
