@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lacuna_nipype.core.exceptions import DependencyError
+from lacuna_nipype.core.exceptions import DependencyError, ValidationError
 from lacuna_nipype.execution.progress import NodeRecord, RunProgress, step_name
 from lacuna_nipype.execution.settings import use_settings
 from lacuna_nipype.execution.signals import ended_by_signals
@@ -191,9 +191,16 @@ def require_plugin(plugin: str, plugin_args: Mapping[str, Any] | None = None) ->
             ) from error
     if plugin != "SLURM":
         return
+    from lacuna_nipype.execution.slurm_commands import chosen_cluster
     from lacuna_nipype.execution.slurm_options import read_job_arguments
 
     read_job_arguments(plugin_args or {})
+    cluster = chosen_cluster(os.environ)
+    if "," in cluster or cluster == "all":
+        raise ValidationError(
+            f"SLURM_CLUSTERS is {cluster!r}: numbers of jobs mean something on one cluster only; "
+            "name one."
+        )
     commands = ("sbatch", "squeue", "scancel", "scontrol")
     missing = [name for name in commands if shutil.which(name) is None]
     if missing:
