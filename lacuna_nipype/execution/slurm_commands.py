@@ -285,7 +285,8 @@ def jobs_named(part: str) -> dict[int, str]:
         There was no answer.
     """
     # Tasks of an array have the number of the array here.
-    answer = _run(["squeue", "--noheader", f"--user={os.getuid()}", "--format=%F %j"])
+    # Jobs in hidden partitions are shown with --all only, or by their numbers.
+    answer = _run(["squeue", "--noheader", "--all", f"--user={os.getuid()}", "--format=%F %j"])
     found = re.findall(r"^(\d+) (.*)$", answer, flags=re.MULTILINE)
     return {int(number): name for number, name in found if part in name}
 
@@ -344,7 +345,8 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
         the user's habits of asking and cancelling: they hide jobs. Those of sbatch stay, but for
         the cluster, which all commands must be told.
     """
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+    # The token is how a user proves who asks, where a cluster has no munge.
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT")
     left_out = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SCANCEL_", "SCONTROL_", _OF_SBATCH)
     clean = {
         name: value

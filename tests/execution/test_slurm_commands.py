@@ -52,7 +52,8 @@ def fake(tmp_path, monkeypatch):
 def test_habits_of_the_user_do_not_hide_jobs():
     habits = ("SQUEUE_PARTITION", "SQUEUE_USERS", "SCANCEL_STATE", "SCANCEL_INTERACTIVE")
     job = ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SLURMD_NODENAME", "SRUN_DEBUG", "SCONTROL_ALL")
-    kept = dict.fromkeys(("SBATCH_ACCOUNT", "SLURM_CONF", "SLURM_CLUSTERS", "HOME"), "x")
+    names = ("SBATCH_ACCOUNT", "SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "HOME")
+    kept = dict.fromkeys(names, "x")
     assert clean_environment(kept | dict.fromkeys((*habits, *job), "x")) == kept
 
 
@@ -204,6 +205,11 @@ def test_both_streams_are_read(fake):
     )
     with pytest.raises(SlurmError, match="nope"):
         submit_job(sys.executable, [])
+
+
+def test_jobs_in_hidden_partitions_are_found(fake):
+    fake("squeue", '[[ " $* " == *" --all "* ]] && echo "7 merge-r1"')
+    assert jobs_named("r1") == {7: "merge-r1"}
 
 
 def test_a_command_that_is_not_there(monkeypatch):
