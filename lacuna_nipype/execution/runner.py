@@ -17,6 +17,7 @@ from lacuna_nipype.core.exceptions import DependencyError, ValidationError
 from lacuna_nipype.execution.progress import NodeRecord, RunProgress, step_name
 from lacuna_nipype.execution.settings import use_settings
 from lacuna_nipype.execution.signals import ended_by_signals
+from lacuna_nipype.execution.telling import tell
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class _LogFile(logging.FileHandler):
         elif not self._told:
             self._told = True
             reason = error.strerror or error
-            sys.stderr.write(f"Warning: {self.baseFilename} cannot be written: {reason}.\n")
+            tell(f"Warning: {self.baseFilename} cannot be written: {reason}.", sys.stderr)
 
 
 def _log_to_file(path: Path, verbose: int) -> None:

@@ -41,6 +41,7 @@ from lacuna_nipype.execution.slurm_options import (
     read_job_arguments,
     script_options,
 )
+from lacuna_nipype.execution.telling import going_on, is_open
 
 logger = logging.getLogger("nipype.workflow")
 # For the log only: what is told on the terminal, see cli.terminal.
@@ -401,8 +402,10 @@ class GuardedSLURMPlugin(SchedulingPlugin):
             return
         from tqdm import tqdm
 
-        # Not through the bar of the run, if there is one.
-        tqdm.write(f"Warning: {text}", file=sys.stderr)
+        if is_open(sys.stderr):
+            # Not through the bar of the run, if there is one.
+            with going_on(sys.stderr):
+                tqdm.write(f"Warning: {text}", file=sys.stderr)
         told.warning("%s", text)
 
     def _without_answer(self, error: SlurmError) -> list[Ending]:
