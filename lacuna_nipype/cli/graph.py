@@ -122,9 +122,10 @@ def pass_memory(config: RunConfig, inputs: RunInputs) -> float:
     if inputs.functional is None:
         return 1.0
     files, threads = inputs.functional.files, config.omp_nthreads
-    at_once = min(config.nprocs // threads, len(files))
-    # Jobs of a cluster have their own memory, each.
-    share = config.memory_gb / max(1, at_once if config.plugin == "MultiProc" else 1)
+    # Jobs of a cluster have their own memory, each, and what they need where nothing was said.
+    share = config.memory_gb or math.inf
+    if config.plugin == "MultiProc":
+        share /= max(1, min(config.nprocs // threads, len(files)))
     need = max(pass_memory_gb(file, len(inputs.inspection.lesions), threads) for file in files)
     # Rounded down, the last seed would have no room and the file be read twice; rounded up, passes
     # would not fit side by side.

@@ -162,7 +162,7 @@ def _build_and_run(
             overlaps=plan.overlaps,
             map_tests=plan.map_tests,
             table_tests=plan.table_tests,
-            omp_nthreads=min(config.omp_nthreads or 1, config.nprocs),
+            omp_nthreads=config.step_threads(1),
         )
         nodes = expanded_nodes(workflow)
         outputs = _outputs(nodes)

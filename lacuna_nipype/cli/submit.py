@@ -187,7 +187,7 @@ def _jobs(config: RunConfig, inputs: RunInputs, python: Sequence[str]) -> tuple[
     from lacuna_nipype.execution.estimates import apply_estimates, iter_nodes
     from lacuna_nipype.execution.slurm_array import Job
 
-    threads = min(config.omp_nthreads or TASK_PROCESSORS, config.nprocs)
+    threads = config.omp_nthreads or min(TASK_PROCESSORS, config.nprocs)
     budget = config.memory_gb or math.inf
     # In a job, a pass may have all the memory.
     alone = replace(config, omp_nthreads=threads, nprocs=threads, memory_gb=budget)

@@ -88,6 +88,10 @@ def test_a_pass_stays_within_its_share(demonstration, tmp_path):
     for budget in (4.0, 8.0):
         given = replace(config, omp_nthreads=16, nprocs=16, memory_gb=budget)
         assert pass_memory(given, inputs) <= budget
+    # Jobs of a cluster have what they need, unless a limit is given.
+    job = replace(config, plugin="SLURM", omp_nthreads=16, nprocs=1, memory_gb=0.0)
+    assert pass_memory(job, inputs) > 13
+    assert pass_memory(replace(job, memory_gb=4.0), inputs) == 4
     # Less than one seed takes cannot be had.
     assert pass_memory(replace(config, omp_nthreads=16, memory_gb=0.5), inputs) > 0.5
 

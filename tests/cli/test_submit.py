@@ -75,6 +75,16 @@ def test_jobs_have_the_memory_that_their_largest_step_takes(
     assert min(map(int, asked)) * 2**20 > 3.4e9
 
 
+def test_tasks_have_the_threads_that_were_asked_for(demonstration, tmp_path, capsys):
+    words = [demonstration.bids_dir, tmp_path / "out", "participant", "--dry-run"]
+    words += ["--functional-connectome", demonstration.functional_connectome, "--nprocs", "2"]
+    words += ["--submit", "slurm-array", "-w", tmp_path / "work", "--omp-nthreads", "16"]
+    assert main([str(word) for word in words]) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"#SBATCH --cpus-per-task=(\d+)", printed) == ["16", "2"]
+    assert "--nprocs 16 --omp-nthreads 16 " in printed
+
+
 def test_masks_that_are_all_refused_are_no_success(demonstration, tmp_path, capsys):
     bids = tmp_path / "bids"
     shutil.copytree(
