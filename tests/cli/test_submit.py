@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,16 @@ import pytest
 from lacuna_nipype.cli.main import main
 from lacuna_nipype.cli.parser import parse_config
 from lacuna_nipype.cli.recovery import _remove_steps
-from lacuna_nipype.cli.submit import clear_passes, passes_folder
+from lacuna_nipype.cli.submit import (
+    _Plan,
+    _submit_or_take_back,
+    clear_passes,
+    passes_folder,
+)
 from lacuna_nipype.connectomes.partial import TAKEN
+from lacuna_nipype.execution.slurm_array import Job
 from lacuna_nipype.execution.slurm_commands import JOBS_FOLDER
+from lacuna_nipype.execution.slurm_options import read_job_arguments
 from lacuna_nipype.workflows.base import workflow_name
 
 
@@ -83,6 +91,33 @@ def test_tasks_have_the_threads_that_were_asked_for(demonstration, tmp_path, cap
     printed = capsys.readouterr().out
     assert re.findall(r"#SBATCH --cpus-per-task=(\d+)", printed) == ["16", "2"]
     assert "--nprocs 16 --omp-nthreads 16 " in printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_jobs_are_submitted_leaves_none(tmp_path, monkeypatch, capsys, number):
+    """An array without the job after it would be of no use; a second signal changes nothing."""
+    commands = {
+        "sbatch": "if [ ! -e {0}/once ]; then touch {0}/once; echo 7; exit; fi\n"
+        "kill -{1} {2}; sleep 300",
+        "squeue": "echo '8 merge-r1'",
+        "scancel": 'kill -TERM {2}; echo "$*" >> {0}/cancelled',
+    }
+    for name, text in commands.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text.format(tmp_path, int(number), os.getpid())}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    jobs = [Job(name, ("echo",), 1, 1.0, 1.0) for name in ("correlate", "merge")]
+    plan = _Plan(
+        (jobs[0],), jobs[1], {}, "r1", tmp_path / "submit", read_job_arguments({}), n_files=1
+    )
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as stop:
+        _submit_or_take_back(SimpleNamespace(plugin_args={}), plan)
+    if number != signal.SIGINT:
+        assert stop.value.code == 128 + number
+    assert (tmp_path / "cancelled").read_text().splitlines() == ["--quiet 7", "--quiet 8"]
+    assert capsys.readouterr().out.splitlines()[-1] == "No job is left."
 
 
 def test_masks_that_are_all_refused_are_no_success(demonstration, tmp_path, capsys):
