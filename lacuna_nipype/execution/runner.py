@@ -288,9 +288,9 @@ def run_graph(
     arguments = plugin_arguments(
         plugin, nprocs=nprocs, memory_gb=memory_gb, progress=progress, asked=plugin_args
     )
-    error = None
-    runs = make_plugin(plugin, arguments)
+    error = runs = None
     try:
+        runs = make_plugin(plugin, arguments)
         with ended_by_signals():
             runs.run(expand(workflow), workflow.config)
     except Exception as exception:  # noqa: BLE001 - nipype raises whatever a node raised
