@@ -52,8 +52,12 @@ class RunConfig:
     plugin : str
     plugin_args : dict
         The user's own; plain values.
-    nprocs, omp_nthreads : int
+    nprocs : int
+        Processors that may be used on this machine.
+    omp_nthreads : int
+        Threads of a step; 0 where it was not said.
     memory_gb : float
+        Of a job, where jobs run the steps; 0 for what it needs.
     overwrite : bool
         Do again what an earlier run completed.
     stop_on_first_crash, dry_run : bool
@@ -125,6 +129,14 @@ class RunConfig:
     reports_only: bool = False
     verbose: int = 0
     group_level: GroupOptions | None = None
+
+    def step_threads(self, otherwise: int) -> int:
+        """Threads of a step: what was asked for, or so many, as far as there are processors.
+
+        Jobs of a cluster run on other machines, of which this one knows nothing.
+        """
+        threads = self.omp_nthreads or otherwise
+        return threads if self.plugin == "SLURM" else min(threads, self.nprocs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from lacuna_nipype.cli.terminal import logger
 from lacuna_nipype.core.exceptions import DependencyError, LacunaError
+from lacuna_nipype.execution.telling import going_on, is_open, tell
 
 OK = 0
 #: Some participant, file or step failed, or something cannot be had; all others are done.
@@ -87,10 +88,13 @@ def end(code: int, reason: str) -> int:
     int
         The exit code.
     """
-    stream = sys.stdout if code == OK else sys.stderr
-    sys.stdout.flush()
-    stream.write(f"{reason}\n" if code == OK else f"lacuna-nipype: {reason}\n")
-    stream.flush()
+    if is_open(sys.stdout):
+        with going_on(sys.stdout):
+            sys.stdout.flush()
+    if code == OK:
+        tell(reason, sys.stdout)
+    else:
+        tell(f"lacuna-nipype: {reason}", sys.stderr)
     logger.log(logging.INFO if code == OK else logging.ERROR, "%s", reason)
     return code
 

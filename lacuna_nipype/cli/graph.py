@@ -121,20 +121,21 @@ def _structural_arguments(config: RunConfig, inputs: RunInputs) -> dict[str, Any
 
 def pass_memory(config: RunConfig, inputs: RunInputs) -> float:
     """Memory for the pass over one file: its need, or its share of the budget if less."""
-    from lacuna_nipype.connectomes.partial import pass_memory_gb
+    from lacuna_nipype.connectomes.partial import least_pass_memory_gb, pass_memory_gb
 
     if inputs.functional is None:
         return 1.0
-    threads = config.omp_nthreads
-    largest = max(inputs.functional.files, key=lambda file: pass_memory_gb(file, 1, threads))
-    at_once = min(config.nprocs // config.omp_nthreads, len(inputs.functional.files))
-    # Jobs of a cluster have their own memory, each.
-    share = config.memory_gb / max(1, at_once if config.plugin == "MultiProc" else 1)
-    need = pass_memory_gb(largest, len(inputs.inspection.lesions), threads)
+    files, threads = inputs.functional.files, config.omp_nthreads
+    # Jobs of a cluster have their own memory, each, and what they need where nothing was said.
+    share = config.memory_gb or math.inf
+    if config.plugin == "MultiProc":
+        share /= max(1, min(config.nprocs // threads, len(files)))
+    need = max(pass_memory_gb(file, len(inputs.inspection.lesions), threads) for file in files)
     # Rounded down, the last seed would have no room and the file be read twice; rounded up, passes
     # would not fit side by side.
     need = math.ceil(need * 1000) / 1000
-    least = math.ceil(pass_memory_gb(largest, 1, threads) * 1000) / 1000
+    # Subjects are inflated ahead where there is room for them only.
+    least = math.ceil(max(least_pass_memory_gb(file, threads) for file in files) * 1000) / 1000
     return max(need if need <= share else math.floor(share * 1000) / 1000, least)
 
 

@@ -97,6 +97,7 @@ def run_group_level(config: RunConfig, argv: Sequence[str]) -> int:
         Exit code; the reason is the last line printed.
     """
     from lacuna_nipype.cli.group_report import GroupReporter, rebuild_group_report
+    from lacuna_nipype.execution.runner import require_plugin
 
     if config.reports_only:
         return rebuild_group_report(config)
@@ -105,6 +106,7 @@ def run_group_level(config: RunConfig, argv: Sequence[str]) -> int:
     log_dir = config.output_dir / "logs" / run_id
     with ExitStack() as held:
         try:
+            require_plugin(config.plugin, config.plugin_args)
             plan = plan_group(config)
             for notice in dict.fromkeys(plan.notices):
                 say(f"Note: {notice}")
@@ -164,7 +166,7 @@ def _build_and_run(
             overlaps=plan.overlaps,
             map_tests=plan.map_tests,
             table_tests=plan.table_tests,
-            omp_nthreads=min(config.omp_nthreads or 1, config.nprocs),
+            omp_nthreads=config.step_threads(1),
         )
         nodes = expanded_nodes(workflow)
         outputs = _outputs(nodes)

@@ -32,7 +32,7 @@ from lacuna_nipype.cli.plugins import (
     plugin_name,
 )
 from lacuna_nipype.cli.registered import connectome_location
-from lacuna_nipype.cli.submit import PROCESSORS, WAYS, part_name
+from lacuna_nipype.cli.submit import PROCESSORS, TASK_PROCESSORS, WAYS, part_name
 
 ANALYSES = ("rd", "fnm", "snm", "afnm")
 LESION = "lesion"  # the masks themselves, at the group level
@@ -285,11 +285,13 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--omp-nthreads", type=positive_integer, metavar="N",
-        help="threads of one step (default: processors shared out over connectome files)",
+        help="threads of one step (default: processors shared out over connectome files; with "
+        f"SLURM {TASK_PROCESSORS})",
     )  # fmt: skip
     group.add_argument(
         "--mem", "--mem-mb", type=memory_size, metavar="SIZE", dest="memory_gb",
-        help="memory to stay under, as 16G; a bare number is MB (default: 90 %% of what is free)",
+        help="memory to stay under, as 16G; a bare number is MB; with SLURM, of a job (default: "
+        "90 %% of what is free; with SLURM what each step needs)",
     )  # fmt: skip
     group.add_argument(
         "-w", "--work-dir", type=absolute_path, default=absolute_path("work"), metavar="DIR",
@@ -369,15 +371,16 @@ def _fill_resources(options: dict) -> None:
     asked = options["plugin_args"]
     if options["submit"]:
         # What this machine has says nothing of those that the jobs will run on.
-        options["nprocs"] = options["nprocs"] or PROCESSORS
+        options["nprocs"] = options["nprocs"] or max(PROCESSORS, options["omp_nthreads"] or 0)
         options["omp_nthreads"] = options["omp_nthreads"] or 0
         options["memory_gb"] = options["memory_gb"] or 0.0
         return
     options["nprocs"] = options["nprocs"] or asked.get("n_procs") or available_processors()
     options["omp_nthreads"] = options["omp_nthreads"] or 0
-    options["memory_gb"] = (
-        options["memory_gb"] or asked.get("memory_gb") or max(0.5, round(available_memory_gb(), 3))
-    )
+    memory_gb = options["memory_gb"] or asked.get("memory_gb")
+    # As little does it say of the machines that run the steps of a cluster.
+    free = 0.0 if options["plugin"] == "SLURM" else max(0.5, round(available_memory_gb(), 3))
+    options["memory_gb"] = memory_gb or free
     # Flags win: the plugin gets what they say.
     options["plugin_args"] = {
         name: value for name, value in asked.items() if name not in ("n_procs", "memory_gb")

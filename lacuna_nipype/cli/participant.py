@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.ending import NOT_BUILT, SOME_FAILED, describe_os_error, end
 from lacuna_nipype.cli.graph import build_workflow, dataset_links, pass_memory
+from lacuna_nipype.cli.submit import TASK_PROCESSORS
 from lacuna_nipype.cli.summary import (
     end_up_to_date,
     end_without_lesions,
@@ -176,10 +177,10 @@ def _noting(problems: list[str], folder: Path) -> Iterator[None]:
 
 def _threads(config: RunConfig, inputs: RunInputs) -> int:
     """Threads of one step: what is left of the processors when every file has one."""
-    if config.omp_nthreads:
-        return min(config.omp_nthreads, config.nprocs)
+    if config.plugin == "SLURM":
+        return config.step_threads(TASK_PROCESSORS)
     n_files = len(inputs.functional.files) if inputs.functional else 1
-    return max(1, min(8, config.nprocs // n_files))
+    return config.step_threads(max(1, min(8, config.nprocs // n_files)))
 
 
 def _prepare_output(

@@ -214,11 +214,14 @@ def make_reports(
     tuple of str
         What went wrong, in sentences.
     """
+    from lacuna_nipype.execution.resources import available_memory_gb
     from lacuna_nipype.reports.participant import MEMORY_GB, write_reports
 
     if not participants:
         return ()
-    by_memory = max(1, int(config.memory_gb / MEMORY_GB))
+    # With SLURM, the limit is that of its jobs, and pages are drawn here.
+    memory_gb = available_memory_gb() if config.plugin == "SLURM" else config.memory_gb
+    by_memory = max(1, int(memory_gb / MEMORY_GB))
     reports = write_reports(
         config.output_dir,
         participants,

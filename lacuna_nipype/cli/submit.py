@@ -187,7 +187,7 @@ def _jobs(config: RunConfig, inputs: RunInputs, python: Sequence[str]) -> tuple[
     from lacuna_nipype.execution.estimates import apply_estimates, iter_nodes
     from lacuna_nipype.execution.slurm_array import Job
 
-    threads = min(config.omp_nthreads or TASK_PROCESSORS, config.nprocs)
+    threads = config.omp_nthreads or min(TASK_PROCESSORS, config.nprocs)
     budget = config.memory_gb or math.inf
     # In a job, a pass may have all the memory.
     alone = replace(config, omp_nthreads=threads, nprocs=threads, memory_gb=budget)
@@ -199,9 +199,12 @@ def _jobs(config: RunConfig, inputs: RunInputs, python: Sequence[str]) -> tuple[
     others = [node for node in steps if node not in passes]
     before = [node for node in others if type(node.interface).__name__ in _BEFORE_PASS]
 
-    def job(name: str, n_procs: int, gb: float, work: float, tasks: int | None = None) -> Job:
-        # They are told what they have: they may see more on their machine.
-        gb = max(LEAST_GB, min(math.ceil(gb * 1000) / 1000, budget))
+    def job(
+        name: str, n_procs: int, gb: float, largest: Any, work: float, tasks: int | None = None
+    ) -> Job:
+        # They are told what they have: they may see more on their machine. A step that needs more
+        # than the budget takes it all the same.
+        gb = max(LEAST_GB, min(math.ceil(gb * 1000) / 1000, budget), largest.mem_gb)
         resources = ["--nprocs", str(n_procs), "--omp-nthreads", str(threads), "--mem", f"{gb}G"]
         command = (*python, "-m", "lacuna_nipype", *_words(config), *resources)
         return Job(name, command, n_procs, gb, work, tasks)
@@ -212,10 +215,11 @@ def _jobs(config: RunConfig, inputs: RunInputs, python: Sequence[str]) -> tuple[
     for node in sorted(passes, key=lambda node: node.name != "relate"):
         gb = max(node.mem_gb, _together(before, threads))
         work = _work(before, sizes) / threads + math.ceil(n_files / tasks) * _work([node], sizes)
-        arrays.append(job(node.name, threads, gb, work, tasks))
-    gb = max(_together(others, config.nprocs), LEAST_LAST_GB, *(node.mem_gb for node in passes))
+        arrays.append(job(node.name, threads, gb, node, work, tasks))
+    largest = max(steps, key=lambda node: node.mem_gb)
+    gb = max(_together(others, config.nprocs), LEAST_LAST_GB, largest.mem_gb)
     work = _work(others, sizes) / config.nprocs + max(_work([node], sizes) for node in others)
-    return arrays, job("merge", config.nprocs, gb, work)
+    return arrays, job("merge", config.nprocs, gb, largest, work)
 
 
 def _words(config: RunConfig) -> list[str]:
@@ -253,7 +257,6 @@ def _together(nodes: Sequence[Any], count: int) -> float:
 def _submit(config: RunConfig, plan: _Plan) -> int:
     from lacuna_nipype.cli.ending import OK, SOME_FAILED, end
     from lacuna_nipype.cli.terminal import say
-    from lacuna_nipype.execution.slurm_commands import SlurmError
     from lacuna_nipype.io.derivatives import refuse_foreign_dataset
 
     refuse_foreign_dataset(config.output_dir)
@@ -261,18 +264,9 @@ def _submit(config: RunConfig, plan: _Plan) -> int:
     plan.folder.mkdir(parents=True)
     for name, text in plan.scripts.items():
         (plan.folder / name).write_text(text, encoding="utf-8")
-    submitted: list[int] = []
-    try:
-        _submit_jobs(config, plan, submitted)
-    except SlurmError as error:
-        jobs = (*plan.arrays, plan.last)
-        script = plan.folder / f"{jobs[len(submitted)].name}.sh"
-        left = _take_back(plan, submitted)
-        hint = " Lower --array-size." if "array specification" in str(error) else ""
-        return end(SOME_FAILED, f"{script}: {error}{hint} {left}")
-    except KeyboardInterrupt:
-        say(_take_back(plan, submitted))
-        raise
+    problem = _submit_or_take_back(config, plan)
+    if problem is not None:
+        return end(SOME_FAILED, problem)
     if plan.arrays:
         say(
             "When a task fails, the jobs after it are cancelled. Then submit again what is "
@@ -280,6 +274,27 @@ def _submit(config: RunConfig, plan: _Plan) -> int:
             "these tasks only; tasks that have their part end at once)."
         )
     return end(OK, f"Submitted; scripts and log files: {plan.folder}")
+
+
+def _submit_or_take_back(config: RunConfig, plan: _Plan) -> str | None:
+    """Submit all jobs or, after an error or a signal, leave none; what went wrong."""
+    from lacuna_nipype.cli.terminal import say
+    from lacuna_nipype.execution.signals import ended_by_signals
+    from lacuna_nipype.execution.slurm_commands import SlurmError
+
+    submitted: list[int] = []
+    with ended_by_signals():
+        try:
+            _submit_jobs(config, plan, submitted)
+        except SlurmError as error:
+            jobs = (*plan.arrays, plan.last)
+            script = plan.folder / f"{jobs[len(submitted)].name}.sh"
+            hint = " Lower --array-size." if "array specification" in str(error) else ""
+            return f"{script}: {error}{hint} {_take_back(plan, submitted)}"
+        except (KeyboardInterrupt, SystemExit):
+            say(_take_back(plan, submitted))
+            raise
+    return None
 
 
 def _submit_jobs(config: RunConfig, plan: _Plan, submitted: list[int]) -> None:
@@ -311,13 +326,15 @@ def _submit_jobs(config: RunConfig, plan: _Plan, submitted: list[int]) -> None:
 
 def _take_back(plan: _Plan, submitted: Sequence[int]) -> str:
     """Cancel what was submitted; say what is left."""
+    from lacuna_nipype.execution.signals import undisturbed
     from lacuna_nipype.execution.slurm_array import job_name
     from lacuna_nipype.execution.slurm_commands import SlurmError, cancel_jobs, jobs_named
 
     try:
-        cancel_jobs(submitted)
-        # One may be there although sbatch reported a failure.
-        cancel_jobs(jobs_named(plan.run).keys() - set(submitted))
+        with undisturbed():
+            cancel_jobs(submitted)
+            # One may be there although sbatch reported a failure.
+            cancel_jobs(jobs_named(plan.run).keys() - set(submitted))
     except SlurmError as error:
         names = ",".join(job_name(job, plan.run) for job in (*plan.arrays, plan.last))
         return f"Jobs may be left ({error}); see squeue --name={names}, and end them with scancel."

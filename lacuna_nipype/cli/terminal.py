@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lacuna_nipype.execution.telling import going_on, is_open, tell
+
 #: Name of the logger of long computations.
 COMPUTATIONS = "nipype.interface.lacuna"
 #: What is said goes into the log file of a run too, under this name.
@@ -16,9 +18,8 @@ logging.getLogger("lacuna_nipype").addHandler(logging.NullHandler())
 
 
 def say(text: str) -> None:
-    """Print a line at once, and log it."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    """Print a line at once, and log it; a run goes on where it cannot be printed."""
+    tell(text, sys.stdout)
     logger.info("%s", text)
 
 
@@ -89,17 +90,22 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with going_on(sys.stderr):
+                self._bar.close()
 
     def __call__(self, done: int, total: int) -> None:
         """Show how much is done."""
-        if not sys.stderr.isatty():
+        if not (is_open(sys.stderr) and sys.stderr.isatty()):
             if self._log is None:
                 from lacuna_nipype.execution.progress import log_progress
 
                 self._log = log_progress(self._what)
             self._log(done, total)
             return
+        with going_on(sys.stderr):
+            self._draw(done, total)
+
+    def _draw(self, done: int, total: int) -> None:
         if self._bar is None:
             from tqdm import tqdm
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ from lacuna_nipype.connectomes.store import TILE
 from lacuna_nipype.core.compression import compress_subject
 from lacuna_nipype.core.exceptions import LacunaError, ValidationError
 from lacuna_nipype.core.files import fingerprint, lock_file, parse_json
+from lacuna_nipype.core.processes import forkserver
 
 RECIPE = "recipe"
 DIGESTS = "subject_digests"
@@ -389,7 +390,7 @@ def _run_in_processes(
     n_procs: int,
     report: Callable[[int], None],
 ) -> Generator[tuple[IngestTask, _Outcome], None, None]:
-    context = get_context("forkserver")
+    context = forkserver()
     counter, cancelled = context.Value("q", 0), context.Event()
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(counter, cancelled)

@@ -157,6 +157,11 @@ def pass_memory_gb(file: ConnectomeFile, n_seeds: int, n_threads: int = 1) -> fl
     return (fixed + n_seeds * _bytes_per_seed(file, n_threads)) / 1e9
 
 
+def least_pass_memory_gb(file: ConnectomeFile, n_threads: int = 1) -> float:
+    """Memory in GB below which a pass cannot stay: one seed, and no subject inflated ahead."""
+    return (_fixed_bytes(file, n_threads, 0) + _bytes_per_seed(file, n_threads)) / 1e9
+
+
 def _blocks_ahead(file: ConnectomeFile, memory_gb: float, n_threads: int) -> int:
     """Blocks of subjects to inflate ahead, using no more than half of the memory."""
     ahead = blocks_ahead(file, n_threads)

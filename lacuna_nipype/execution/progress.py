@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from lacuna_nipype.execution.telling import going_on, is_open, tell
+
 # Below nipype's logger, whose level the workers of a run take from its configuration.
 logger = logging.getLogger("nipype.interface.lacuna")
 # Folder in which Nipype runs the pieces of a MapNode.
@@ -100,7 +102,8 @@ class RunProgress:
     total : int
         Nodes of the expanded graph; pieces of a MapNode are added as they appear.
     stream : file, optional
-        Where to draw; a bar on a terminal, one line per ten per cent elsewhere.
+        Where to draw; a bar on a terminal, one line per ten per cent elsewhere. The run goes on
+        where nothing can be written.
     base_dir : path-like, optional
         Work folder of the run: names the pieces of a MapNode after it.
     """
@@ -121,10 +124,11 @@ class RunProgress:
         # Time of the result that each step had from an earlier run, when it started.
         self._earlier: dict[str, int | None] = {}
         self._started = time.time_ns()
-        if self._stream.isatty():
+        if is_open(self._stream) and self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit="step", file=self._stream, dynamic_ncols=True)
+            with going_on(self._stream):
+                self._bar = tqdm(total=total, unit="step", file=self._stream, dynamic_ncols=True)
 
     def __call__(self, node: Any, status: str) -> None:
         """Take a report of the plugin: ``start``, ``end`` or ``exception``."""
@@ -163,17 +167,18 @@ class RunProgress:
     def close(self) -> None:
         """Finish the bar."""
         if self._bar is not None:
-            self._bar.close()
+            with going_on(self._stream):
+                self._bar.close()
 
     def _draw(self, name: str) -> None:
         step = name.split(".", 1)[-1]
         if self._bar is not None:
             self._bar.total = self.total
             self._bar.n = self.finished
-            self._bar.set_description_str(step[-48:])
+            with going_on(self._stream):
+                self._bar.set_description_str(step[-48:])
             return
         tenth = 10 * self.finished // max(self.total, 1)
         if tenth > self._last_tenth:
             self._last_tenth = tenth
-            self._stream.write(f"{self.finished} of {self.total} steps done ({step})\n")
-            self._stream.flush()
+            tell(f"{self.finished} of {self.total} steps done ({step})", self._stream)

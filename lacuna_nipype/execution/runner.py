@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lacuna_nipype.core.exceptions import DependencyError
+from lacuna_nipype.core.exceptions import DependencyError, ValidationError
 from lacuna_nipype.execution.progress import NodeRecord, RunProgress, step_name
 from lacuna_nipype.execution.settings import use_settings
 from lacuna_nipype.execution.signals import ended_by_signals
+from lacuna_nipype.execution.telling import tell
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class _LogFile(logging.FileHandler):
         elif not self._told:
             self._told = True
             reason = error.strerror or error
-            sys.stderr.write(f"Warning: {self.baseFilename} cannot be written: {reason}.\n")
+            tell(f"Warning: {self.baseFilename} cannot be written: {reason}.", sys.stderr)
 
 
 def _log_to_file(path: Path, verbose: int) -> None:
@@ -191,9 +192,16 @@ def require_plugin(plugin: str, plugin_args: Mapping[str, Any] | None = None) ->
             ) from error
     if plugin != "SLURM":
         return
+    from lacuna_nipype.execution.slurm_commands import chosen_cluster
     from lacuna_nipype.execution.slurm_options import read_job_arguments
 
     read_job_arguments(plugin_args or {})
+    cluster = chosen_cluster(os.environ)
+    if "," in cluster or cluster == "all":
+        raise ValidationError(
+            f"SLURM_CLUSTERS is {cluster!r}: numbers of jobs mean something on one cluster only; "
+            "name one."
+        )
     commands = ("sbatch", "squeue", "scancel", "scontrol")
     missing = [name for name in commands if shutil.which(name) is None]
     if missing:
@@ -280,9 +288,9 @@ def run_graph(
     arguments = plugin_arguments(
         plugin, nprocs=nprocs, memory_gb=memory_gb, progress=progress, asked=plugin_args
     )
-    error = None
-    runs = make_plugin(plugin, arguments)
+    error = runs = None
     try:
+        runs = make_plugin(plugin, arguments)
         with ended_by_signals():
             runs.run(expand(workflow), workflow.config)
     except Exception as exception:  # noqa: BLE001 - nipype raises whatever a node raised

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from lacuna_nipype.execution.telling import tell
+
 _asked: list[BaseException] = []
 
 
@@ -40,7 +42,7 @@ def undisturbed() -> Iterator[None]:
         if told:
             raise KeyboardInterrupt
         told.append(number)
-        sys.stderr.write("Ending what still runs; Ctrl-C once more to leave it behind.\n")
+        tell("Ending what still runs; Ctrl-C once more to leave it behind.", sys.stderr)
 
     before = {
         number: signal.signal(number, wait if number == signal.SIGINT else signal.SIG_IGN)
@@ -113,7 +115,8 @@ def ended_by_signals() -> Iterator[None]:
         for other in before:
             signal.signal(other, signal.SIG_IGN)
         name = signal.Signals(number).name
-        sys.stderr.write(f"Ended by {name}; run again with the same work folder to continue.\n")
+        # SIGHUP comes when the terminal is closed.
+        tell(f"Ended by {name}; run again with the same work folder to continue.", sys.stderr)
         _asked.append(SystemExit(128 + number))
         raise _asked[0]
 

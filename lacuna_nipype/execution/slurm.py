@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from lacuna_nipype.execution.slurm_options import (
     read_job_arguments,
     script_options,
 )
+from lacuna_nipype.execution.telling import going_on, is_open
 
 logger = logging.getLogger("nipype.workflow")
 # For the log only: what is told on the terminal, see cli.terminal.
@@ -92,7 +94,8 @@ class GuardedSLURMPlugin(SchedulingPlugin):
         ``python``: command in place of this interpreter. ``max_jobs``: how many jobs may be
         queued or running at once (default: 500). ``retry_timeout`` (2 s, doubled each time up
         to a minute): pause after sbatch that fails. ``squeue_interval`` (5 s): how often SLURM
-        is asked. ``squeue_timeout`` (1800 s): how long it may give no answer, or take no job.
+        is asked. ``squeue_timeout`` (1800 s): how long it may give no answer, or take no job, and
+        how long the work folder may not be readable.
         ``status_callback`` as in :class:`SchedulingPlugin`.
 
     Notes
@@ -123,6 +126,8 @@ class GuardedSLURMPlugin(SchedulingPlugin):
         self._patience = Patience(self._retry_seconds, self._squeue_timeout)
         self._not_before = 0.0
         self._silent_since: float | None = None
+        # Since when the outcomes of steps cannot be read.
+        self._unread: dict[int, float] = {}
         self._last_news = self._last_squeue = time.monotonic()
         self._late_seconds = float(config["execution"]["job_finished_timeout"])
         self._token = uuid.uuid4().hex[:12]
@@ -140,8 +145,10 @@ class GuardedSLURMPlugin(SchedulingPlugin):
         """Leave only what tells of failures."""
         if self._loose or self._may_be_more:
             self._cancel_all(self._loose)
-        if not any(self._folder.iterdir()):
-            self._folder.rmdir()
+        # All steps have ended; that the folder cannot be removed now changes nothing.
+        with suppress(OSError):
+            if not any(self._folder.iterdir()):
+                self._folder.rmdir()
 
     def _abandon(self) -> None:
         jobs = {job.id for job in self._jobs.values()}
@@ -280,21 +287,46 @@ class GuardedSLURMPlugin(SchedulingPlugin):
 
     def _with_outcome(self) -> list[Ending]:
         """List the steps whose jobs have written how it went."""
-        # Reading the folder, other than asking for a file, makes a network file system look.
-        names = {entry.name for entry in os.scandir(self._folder)}
-        ended = []
+        try:
+            # Reading the folder, other than asking for a file, makes a network file system look.
+            names = {entry.name for entry in os.scandir(self._folder)}
+        except OSError as error:
+            return self._cannot_read(self._jobs, error)
+        ended, unread = [], {}
         for number, job in self._jobs.items():
             outcome = _with_suffix(job.stem, OUTCOME_SUFFIX)
             if outcome.name not in names:
                 continue
-            traceback = json.loads(outcome.read_text(encoding="utf-8"))["traceback"]
+            try:
+                traceback = json.loads(outcome.read_text(encoding="utf-8"))["traceback"]
+            except (OSError, ValueError) as error:
+                unread[number] = error
+                continue
             if traceback is None and not self._result_is_there(number, job):
                 continue
             if traceback is None:
-                for suffix in (TASK_SUFFIX, OUTCOME_SUFFIX, ".sh", ".log"):
-                    _with_suffix(job.stem, suffix).unlink(missing_ok=True)
+                _remove_files(job)
             ended.append(Ending(number, traceback))
+        if self._unread and not unread:
+            logger.warning("%s can be read again.", self._folder)
+        self._unread = {number: self._unread[number] for number in self._unread.keys() & unread}
+        for number, error in unread.items():
+            ended += self._cannot_read([number], error)
         return ended
+
+    def _cannot_read(self, numbers: Collection[int], error: Exception) -> list[Ending]:
+        """Take steps for running as long as their outcomes cannot be read, within reason."""
+        now = time.monotonic()
+        if not self._unread:
+            logger.warning(
+                "%s cannot be read: %s. The jobs are taken to be still there.", self._folder, error
+            )
+        for number in numbers:
+            self._unread.setdefault(number, now)
+        lost = [n for n in numbers if now - self._unread[n] >= self._squeue_timeout]
+        self._cancel_loose({self._jobs[number].id for number in lost})
+        reason = f"{self._folder} could not be read for {self._squeue_timeout:g} s: {error}"
+        return [Ending(number, [f"{type(error).__name__}: {reason}\n"]) for number in lost]
 
     def _result_is_there(self, number: int, job: _Job) -> bool:
         """Tell whether the result has arrived on this machine; its time to do so is limited."""
@@ -320,9 +352,10 @@ class GuardedSLURMPlugin(SchedulingPlugin):
         ended = []
         for number, job in self._jobs.items():
             state = states.get(job.id)
-            if state is not None and not state.is_final:
+            if number in self._unread or (state is not None and not state.is_final):
                 job.gone = None
-                job.stuck = (job.stuck or now) if state.may_never_start else None
+                stuck = state is not None and state.may_never_start
+                job.stuck = (job.stuck or now) if stuck else None
                 continue
             job.gone = job.gone or now
             tidy = state is None or state.state == "COMPLETED"
@@ -369,8 +402,10 @@ class GuardedSLURMPlugin(SchedulingPlugin):
             return
         from tqdm import tqdm
 
-        # Not through the bar of the run, if there is one.
-        tqdm.write(f"Warning: {text}", file=sys.stderr)
+        if is_open(sys.stderr):
+            # Not through the bar of the run, if there is one.
+            with going_on(sys.stderr):
+                tqdm.write(f"Warning: {text}", file=sys.stderr)
         told.warning("%s", text)
 
     def _without_answer(self, error: SlurmError) -> list[Ending]:
@@ -400,6 +435,14 @@ class GuardedSLURMPlugin(SchedulingPlugin):
 def _with_suffix(stem: Path, suffix: str) -> Path:
     # Not with_suffix(): names of steps may hold dots.
     return stem.with_name(stem.name + suffix)
+
+
+def _remove_files(job: _Job) -> None:
+    """Remove what a job needed and wrote that went well."""
+    for suffix in (TASK_SUFFIX, OUTCOME_SUFFIX, ".sh", ".log"):
+        # What stays goes with the next run in this work folder.
+        with suppress(OSError):
+            _with_suffix(job.stem, suffix).unlink(missing_ok=True)
 
 
 def _result_file(node: Any) -> Path:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from lacuna_nipype.execution.signals import held_back
 
+# Where sbatch alone looks for the cluster.
+_OF_SBATCH = "SBATCH_CLUSTERS"
 # In the folder of a workflow: what tells of its jobs.
 JOBS_FOLDER = "slurm"
 _TIMEOUT_SECONDS = 120
@@ -283,7 +285,8 @@ def jobs_named(part: str) -> dict[int, str]:
         There was no answer.
     """
     # Tasks of an array have the number of the array here.
-    answer = _run(["squeue", "--noheader", f"--user={os.getuid()}", "--format=%F %j"])
+    # Jobs in hidden partitions are shown with --all only, or by their numbers.
+    answer = _run(["squeue", "--noheader", "--all", f"--user={os.getuid()}", "--format=%F %j"])
     found = re.findall(r"^(\d+) (.*)$", answer, flags=re.MULTILINE)
     return {int(number): name for number, name in found if part in name}
 
@@ -339,15 +342,25 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     dict of str to str
         Without what SLURM has set for the job that this process may itself be part of: jobs
         inherit it, and another job's memory or processors would contradict their own. Without
-        the user's habits of asking and cancelling: they hide jobs. Those of sbatch stay.
+        the user's habits of asking and cancelling: they hide jobs. Those of sbatch stay, but for
+        the cluster, which all commands must be told.
     """
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
-    left_out = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SCANCEL_", "SCONTROL_")
-    return {
+    # The token is how a user proves who asks, where a cluster has no munge.
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT")
+    left_out = ("SLURM_", "SLURMD_", "SRUN_", "SQUEUE_", "SCANCEL_", "SCONTROL_", _OF_SBATCH)
+    clean = {
         name: value
         for name, value in environment.items()
         if name in kept or not name.startswith(left_out)
     }
+    if cluster := chosen_cluster(environment):
+        clean["SLURM_CLUSTERS"] = cluster
+    return clean
+
+
+def chosen_cluster(environment: Mapping[str, str]) -> str:
+    """Name the cluster that the user has chosen among several, as SLURM takes it; mostly none."""
+    return environment.get("SLURM_CLUSTERS") or environment.get(_OF_SBATCH, "")
 
 
 def _run(words: Sequence[str]) -> str:

@@ -15,12 +15,16 @@ from lacuna_nipype.core.files import open_regular
 
 # Short forms of those options that this program sets or must not contradict.
 _LONG = {
-    "a": "array", "c": "cpus-per-task", "e": "error", "J": "job-name", "o": "output", "t": "time",
-    "W": "wait",
+    "a": "array", "c": "cpus-per-task", "e": "error", "J": "job-name", "M": "clusters",
+    "o": "output", "t": "time", "W": "wait",
 }  # fmt: skip
-_MEMORY_OPTIONS = frozenset({"mem", "mem-per-cpu", "mem-per-gpu"})
+_ALIKE = {"mem-per-cpu": "mem", "mem-per-gpu": "mem", "cluster": "clusters"}
 # One job is another number of jobs then, or none.
 _UNFIT_OPTIONS = frozenset({"array", "test-only", "wait", "wrap"})
+_NO_CLUSTER = (
+    "which the commands that ask for jobs and cancel them would not know; leave it out and set "
+    "SLURM_CLUSTERS, which all of them follow."
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ def read_job_arguments(arguments: Mapping[str, Any]) -> JobArguments:
         ("sbatch_args hold", option_names(sbatch_args)),
         ("The template of job scripts holds", script_options(template)),
     ):
+        if "clusters" in names:
+            raise ValidationError(f"{what} --clusters, {_NO_CLUSTER}")
         if unfit := sorted(names & _UNFIT_OPTIONS):
             raise ValidationError(
                 f"{what} --{unfit[0]}, with which jobs are not what this program waits for; leave "
@@ -172,7 +178,7 @@ def option_names(words: Sequence[str]) -> set[str]:
     for word in words:
         if word.startswith("--"):
             name = word[2:].partition("=")[0]
-            names.add("mem" if name in _MEMORY_OPTIONS else name)
+            names.add(_ALIKE.get(name, name))
         elif word.startswith("-") and word[1:2] in _LONG:
             names.add(_LONG[word[1]])
     return names

@@ -19,6 +19,7 @@ from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
+from lacuna_nipype.core.processes import forkserver
 from lacuna_nipype.execution.settings import use_settings
 from lacuna_nipype.execution.threads import limited_threads
 
@@ -112,7 +113,7 @@ class WorkerPool:
 
     def __init__(self, settings: Any) -> None:
         self._settings = {name: dict(settings[name]) for name in _SECTIONS if name in settings}
-        self._context = multiprocessing.get_context("forkserver")
+        self._context = forkserver()
         self._context.set_forkserver_preload(_PRELOADED)
         self._idle: list[_Worker] = []
         self._busy: dict[int, _Worker] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -16,6 +15,7 @@ from typing import Any
 from lacuna_nipype import __version__
 from lacuna_nipype.core.exceptions import LacunaError, sentence_of
 from lacuna_nipype.core.files import atomic_path
+from lacuna_nipype.core.processes import forkserver
 from lacuna_nipype.reports.results import (
     LesionResults,
     RunRecords,
@@ -241,7 +241,7 @@ def _write_in_processes(
     progress: Callable[[WrittenReport], None] | None,
 ) -> None:
     # Fresh processes: a copy of this one would hold the memory of a whole graph.
-    context = multiprocessing.get_context("forkserver")
+    context = forkserver()
     with ProcessPoolExecutor(n_processes, mp_context=context) as pool:
         futures: dict[Future[WrittenReport], _Task] = {
             pool.submit(_write, task): task for task in tasks

@@ -118,6 +118,44 @@ def test_what_is_printed_is_not_logged_on_the_terminal_too():
         assert (done.returncode, done.stdout, done.stderr) == expected
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_run_goes_on_where_nothing_can_be_printed(tmp_path, closed):
+    """And ends with its own exit code; a command whose lines are its result does not."""
+    script = (
+        "import logging, sys\n"
+        "from lacuna_nipype.cli.ending import end\n"
+        "from lacuna_nipype.cli.terminal import say\n"
+        f"logging.basicConfig(filename={str(tmp_path / 'log')!r}, level='INFO')\n"
+        "for _ in range(3): say('a line' * 5000)\n"
+        "sys.exit(end(int(sys.argv[1]), 'last'))\n"
+    )
+    words = [sys.executable, "-c", script]
+    for code in (0, 1):
+        if closed:
+            shell = 'exec "$@" >&- 2>&-'
+            done = subprocess.run(["sh", "-c", shell, "sh", *words, str(code)], check=False)
+        else:
+            with open("/dev/full", "w") as stream:
+                done = subprocess.run(
+                    [*words, str(code)], stdout=stream, stderr=stream, check=False
+                )
+        assert done.returncode == code
+    assert (tmp_path / "log").read_text().count("last") == 2
+    printing = (
+        "import sys\n"
+        "from lacuna_nipype.cli.ending import run_command\n"
+        "from lacuna_nipype.cli.terminal import print_lines\n"
+        "sys.exit(run_command(list, lambda words: print_lines('result')))\n"
+    )
+    with open("/dev/full", "w") as stream:
+        done = subprocess.run(
+            [sys.executable, "-c", printing], stdout=stream, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 2
+    assert b"No space left" in done.stderr
+
+
 @pytest.mark.e2e
 def test_an_interrupted_command(tmp_path):
     """Ctrl-C while a command reads from a pipe that nobody closes: 130 and one sentence."""

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -200,6 +201,21 @@ def test_parser_keeps_levels_apart(study, capsys):
 
 def test_record_of_a_run_is_json(study):
     json.dumps(configure(study, "--score", "score").to_dict())
+
+
+def test_a_plugin_that_cannot_work_is_refused_before_anything_is_done(study, capsys, monkeypatch):
+    words = [str(study / "bids"), str(study / "out"), "group", "-w", str(study / "work")]
+    template = ("--plugin", "SLURM", "--plugin-args", '{"template": "nowhere.sh"}')
+    assert main([*words, *template, "--dry-run"]) == 2
+    assert "nowhere.sh" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", str(study))
+    monkeypatch.setitem(sys.modules, "ipyparallel", None)
+    for plugin in ("SLURM", "IPython"):
+        assert main([*words, "--plugin", plugin]) == 127
+        (sentence,) = capsys.readouterr().err.splitlines()
+        assert f"--plugin {plugin} needs" in sentence
+    assert not (study / "work").exists()
+    assert not (study / "out" / "logs").exists()
 
 
 def test_without_table_a_score_is_refused(study, capsys):

@@ -67,6 +67,25 @@ def test_file_as_fmriprep_takes_it(parse, write):
     assert parse("--use-plugin", path, "--nprocs", "2").nprocs == 2
 
 
+def test_this_machine_says_nothing_of_those_of_a_cluster(parse, monkeypatch):
+    monkeypatch.setattr("lacuna_nipype.execution.resources.available_processors", lambda: 2)
+    monkeypatch.setattr("lacuna_nipype.execution.resources.available_memory_gb", lambda: 3.0)
+    config = parse("--plugin", "SLURM")
+    assert (config.memory_gb, config.nprocs, config.step_threads(4)) == (0, 2, 4)
+    assert parse("--plugin", "SLURM", "--omp-nthreads", "16").step_threads(4) == 16
+    assert parse("--plugin", "SLURM", "--mem", "8G").memory_gb == 8
+    assert parse("--plugin", "SLURM", "--plugin-args", '{"memory_gb": 8}').memory_gb == 8
+    here = parse("--omp-nthreads", "16")
+    assert (here.memory_gb, here.step_threads(4)) == (3, 2)
+
+
+def test_threads_that_are_asked_for_reach_the_jobs(parse):
+    config = parse("--submit", "slurm-array", "--omp-nthreads", "16")
+    assert (config.omp_nthreads, config.nprocs) == (16, 16)
+    assert parse("--submit", "slurm-array").nprocs == 8
+    assert parse("--submit", "slurm-array", "--omp-nthreads", "16", "--nprocs", "4").nprocs == 4
+
+
 def test_flags_win_over_the_file(parse, write):
     path = write("plugin: SLURM\nplugin_args:\n  sbatch_args: -p one\n  max_jobs: 3\n")
     config = parse("--use-plugin", path, "--plugin-args", '{"max_jobs": 4}')

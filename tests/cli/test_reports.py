@@ -98,7 +98,12 @@ def test_pages_that_cannot_be_made_do_not_hide_the_results(inputs, tmp_path):
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{")
     config = SimpleNamespace(
-        dry_run=False, reports=True, output_dir=Path(tmp_path), memory_gb=1.0, nprocs=1
+        dry_run=False,
+        reports=True,
+        output_dir=Path(tmp_path),
+        memory_gb=1.0,
+        nprocs=1,
+        plugin="MultiProc",
     )
     problems = reports.Reporter(config, inputs, RUN, STARTED).end(outcome_of())
     assert len(problems) == 1

@@ -71,6 +71,31 @@ def test_a_pass_has_memory_for_all_lesions_at_once(demonstration, tmp_path):
             assert seeds_per_group(file, memory_gb, 1) >= n_lesions
 
 
+def test_a_pass_stays_within_its_share(demonstration, tmp_path):
+    """Subjects that would be inflated ahead, one for each thread, count only where there is room.
+
+    The scans are pretended: 1000 time points, 0.8 GB each.
+    """
+    places = [demonstration.bids_dir, tmp_path / "out", "participant", "-w", tmp_path / "work"]
+    connectome = ("--functional-connectome", demonstration.functional_connectome)
+    config = parse_config([str(word) for word in (*places, *PARTICIPANT, *connectome)])
+    inputs = gather_inputs(config)
+    long = replace(
+        inputs.functional.files[0], n_timepoints=1000, voxels=np.zeros((3, 200_000), dtype=int),
+        chunks=None, precision=None,
+    )  # fmt: skip
+    inputs = replace(inputs, functional=replace(inputs.functional, files=(long,)))
+    for budget in (4.0, 8.0):
+        given = replace(config, omp_nthreads=16, nprocs=16, memory_gb=budget)
+        assert pass_memory(given, inputs) <= budget
+    # Jobs of a cluster have what they need, unless a limit is given.
+    job = replace(config, plugin="SLURM", omp_nthreads=16, nprocs=1, memory_gb=0.0)
+    assert pass_memory(job, inputs) > 13
+    assert pass_memory(replace(job, memory_gb=4.0), inputs) == 4
+    # Less than one seed takes cannot be had.
+    assert pass_memory(replace(config, omp_nthreads=16, memory_gb=0.5), inputs) > 0.5
+
+
 def test_regional_damage_alone(demonstration, tmp_path):
     found, _ = sizes(demonstration, tmp_path, "--parcel-atlases", "Demo")
     assert found.mask_voxels > found.atlas_voxels > 0

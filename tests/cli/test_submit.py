@@ -1,7 +1,9 @@
 """Runs that are handed over to jobs: what contradicts it, and what is kept between the jobs."""
 
 import os
+import re
 import shutil
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +11,16 @@ import pytest
 from lacuna_nipype.cli.main import main
 from lacuna_nipype.cli.parser import parse_config
 from lacuna_nipype.cli.recovery import remove_steps
-from lacuna_nipype.cli.submit import clear_passes, passes_folder
+from lacuna_nipype.cli.submit import (
+    _Plan,
+    _submit_or_take_back,
+    clear_passes,
+    passes_folder,
+)
 from lacuna_nipype.connectomes.partial import TAKEN
+from lacuna_nipype.execution.slurm_array import Job
 from lacuna_nipype.execution.slurm_commands import JOBS_FOLDER
+from lacuna_nipype.execution.slurm_options import read_job_arguments
 from lacuna_nipype.workflows.base import workflow_name
 
 
@@ -58,6 +67,57 @@ def test_what_tells_of_jobs_outlives_the_steps(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [JOBS_FOLDER]
     assert (tmp_path / JOBS_FOLDER / "token").is_dir()
     remove_steps(tmp_path / "missing")
+
+
+def test_jobs_have_the_memory_that_their_largest_step_takes(
+    demonstration, tmp_path, capsys, monkeypatch
+):
+    """Also where that is more than --mem: SLURM would end them."""
+    monkeypatch.setattr("lacuna_nipype.cli.graph.pass_memory", lambda config, inputs: 3.0)
+    words = [demonstration.bids_dir, tmp_path / "out", "participant", "--dry-run", "--mem", "1G"]
+    words += ["--functional-connectome", demonstration.functional_connectome]
+    words += ["--submit", "slurm-array", "-w", tmp_path / "work"]
+    assert main([str(word) for word in words]) == 0
+    asked = re.findall(r"#SBATCH --mem=(\d+)M", capsys.readouterr().out)
+    assert len(asked) == 2
+    assert min(map(int, asked)) * 2**20 > 3.4e9
+
+
+def test_tasks_have_the_threads_that_were_asked_for(demonstration, tmp_path, capsys):
+    words = [demonstration.bids_dir, tmp_path / "out", "participant", "--dry-run"]
+    words += ["--functional-connectome", demonstration.functional_connectome, "--nprocs", "2"]
+    words += ["--submit", "slurm-array", "-w", tmp_path / "work", "--omp-nthreads", "16"]
+    assert main([str(word) for word in words]) == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"#SBATCH --cpus-per-task=(\d+)", printed) == ["16", "2"]
+    assert "--nprocs 16 --omp-nthreads 16 " in printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_jobs_are_submitted_leaves_none(tmp_path, monkeypatch, capsys, number):
+    """An array without the job after it would be of no use; a second signal changes nothing."""
+    commands = {
+        "sbatch": "if [ ! -e {0}/once ]; then touch {0}/once; echo 7; exit; fi\n"
+        "kill -{1} {2}; sleep 300",
+        "squeue": "echo '8 merge-r1'",
+        "scancel": 'kill -TERM {2}; echo "$*" >> {0}/cancelled',
+    }
+    for name, text in commands.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text.format(tmp_path, int(number), os.getpid())}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    jobs = [Job(name, ("echo",), 1, 1.0, 1.0) for name in ("correlate", "merge")]
+    plan = _Plan(
+        (jobs[0],), jobs[1], {}, "r1", tmp_path / "submit", read_job_arguments({}), n_files=1
+    )
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as stop:
+        _submit_or_take_back(SimpleNamespace(plugin_args={}), plan)
+    if number != signal.SIGINT:
+        assert stop.value.code == 128 + number
+    assert (tmp_path / "cancelled").read_text().splitlines() == ["--quiet 7", "--quiet 8"]
+    assert capsys.readouterr().out.splitlines()[-1] == "No job is left."
 
 
 def test_masks_that_are_all_refused_are_no_success(demonstration, tmp_path, capsys):

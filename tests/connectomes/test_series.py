@@ -16,13 +16,14 @@ from lacuna_nipype.connectomes.functional import (
 )
 from lacuna_nipype.connectomes.partial import (
     iter_merged,
+    least_pass_memory_gb,
     pass_memory_gb,
     seeds_per_group,
     write_partial,
 )
 from lacuna_nipype.connectomes.seeds import Seed
 from lacuna_nipype.connectomes.series import blocks_ahead, reading_bytes
-from lacuna_nipype.core.correlation import correlation_maps
+from lacuna_nipype.core.correlation import bytes_per_seed, correlation_maps
 from lacuna_nipype.core.exceptions import ValidationError
 
 SHAPE = (6, 7, 8)
@@ -256,6 +257,11 @@ def test_little_memory_means_less_reading_ahead(make, monkeypatch):
     assert partial._blocks_ahead(file, 1.99 * fixed / 1e9, 8) < 8
     assert partial._blocks_ahead(file, 1e-9, 8) == 0
     assert seeds_per_group(file, 1e-9, 8) == 1
+    least = least_pass_memory_gb(file, 8)
+    assert partial._blocks_ahead(file, least, 8) == 0
+    assert least * 1e9 == pytest.approx(
+        partial._fixed_bytes(file, 8, 0) + bytes_per_seed(file.n_voxels)
+    )
 
 
 # The hint

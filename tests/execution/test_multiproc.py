@@ -1,6 +1,7 @@
 """Steps side by side: results as nipype's own, and no fault makes the run wait for ever."""
 
 import os
+import re
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -367,3 +368,28 @@ def test_hundreds_of_steps_cost_milliseconds_each(make):
     assert list(outcome["nodes"].values()) == ["done"] * 400
     # Nipype with its usual settings takes 400 s; alone on two processors this takes 6 s.
     assert outcome["seconds"] < 60
+
+
+def test_a_long_path_of_temporary_files(tmp_path):
+    """Sockets cannot have names that long; other temporary files are still there."""
+    folder = tmp_path / ("temporary-" * 12)
+    folder.mkdir()
+    build = """
+    import atexit
+    from multiprocessing.util import get_temp_dir
+
+    def folder_of_files(x):
+        import tempfile
+        return tempfile.gettempdir()
+
+    def build(workflow, pe):
+        atexit.register(lambda: print(f"sockets: {get_temp_dir()}"))
+        workflow.add_nodes([function(folder_of_files, "one", x=1)])
+    """
+    run = GraphRun(tmp_path, build, {"TMPDIR": str(folder)}, plugin="MultiProc")
+    outcome = run.run()
+    assert outcome["failures"] == {}
+    assert outcome["values"]["one"] == str(folder)
+    (sockets,) = re.findall(r"sockets: (.+)", run.printed)
+    assert not Path(sockets).is_relative_to(folder)
+    assert not Path(sockets).exists()

@@ -1,5 +1,6 @@
 """Progress of a run, told by nodes that are not real."""
 
+import errno
 import io
 import logging
 import time
@@ -141,6 +142,27 @@ def test_bar_on_a_terminal(nodes, tmp_path):
         node.run_with(progress)
     progress.close()
     assert "3/3" in stream.getvalue()
+
+
+class FullTerminal(Terminal):
+    """Its disk, or whatever takes what is written to it, is full."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", ["terminal", "file", "closed", "none"])
+def test_a_stream_that_cannot_be_written_ends_nothing(nodes, tmp_path, monkeypatch, kind):
+    with open("/dev/full", "w") as full:
+        closed = io.StringIO()
+        closed.close()
+        streams = {"terminal": FullTerminal(), "file": full, "closed": closed}
+        monkeypatch.setattr("sys.stderr", None)
+        progress = RunProgress(3, streams.get(kind), base_dir=tmp_path)
+        for node in nodes:
+            node.run_with(progress)
+        progress.close()
+    assert set(statuses(progress).values()) == {"done"}
 
 
 def test_log_lines_are_rare(caplog):

@@ -9,8 +9,10 @@ import sys
 import textwrap
 
 import pytest
+from nipype.pipeline import engine as pe
 
 from lacuna_nipype.core.exceptions import DependencyError, ValidationError
+from lacuna_nipype.execution import runner
 from lacuna_nipype.execution.progress import RunProgress
 from lacuna_nipype.execution.runner import (
     make_plugin,
@@ -252,6 +254,18 @@ def test_ours_stand_in_for_three_of_nipypes_plugins():
         "SLURM": "GuardedSLURMPlugin",
     }
     assert type(make_plugin("PBS", {})).__module__ == "nipype.pipeline.plugins.pbs"
+
+
+def test_a_plugin_that_cannot_be_made_ends_the_run_with_its_reason(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("There is no file of an IPython cluster.")
+
+    monkeypatch.setattr(runner, "make_plugin", refuse)
+    outcome = runner.run_graph(
+        pe.Workflow("wf", base_dir=str(tmp_path)), n_nodes=0, plugin="IPython", nprocs=1,
+        memory_gb=1.0, crash_dir=tmp_path,
+    )  # fmt: skip
+    assert outcome.error == "There is no file of an IPython cluster."
 
 
 def test_a_cluster_without_its_commands_is_refused(monkeypatch, tmp_path):

@@ -1,5 +1,7 @@
 """Steps as jobs of a real SLURM of one machine, and what goes wrong with clusters."""
 
+import errno
+import logging
 import os
 import re
 import shutil
@@ -8,13 +10,16 @@ import stat
 import sys
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from graph_runs import GraphRun, wait_until
 from slurm_cluster import reason_to_skip, running_cluster
 
 from lacuna_nipype.core.exceptions import ValidationError
-from lacuna_nipype.execution import slurm_array
+from lacuna_nipype.core.files import write_json
+from lacuna_nipype.execution import slurm, slurm_array
+from lacuna_nipype.execution.scheduling import Step
 from lacuna_nipype.execution.slurm_options import option_names, read_template, script_options
 
 REASON = reason_to_skip()
@@ -542,3 +547,73 @@ def test_template_that_is_not_there_is_said():
         read_template("#SBATCH -A me\nmodule load x")
         == "#!/bin/bash\n#SBATCH -A me\nmodule load x"
     )
+
+
+# --- a work folder that cannot be read for a while, without a cluster --------------------------
+
+
+class Finished(SimpleNamespace):
+    """A step whose result is there."""
+
+    name = "one"
+
+    def output_dir(self):
+        return str(self.folder)
+
+
+@pytest.fixture
+def waiting(tmp_path, monkeypatch):
+    """A plugin that waits for the jobs of two steps; SLURM says that both have ended."""
+    from networkx import DiGraph
+
+    monkeypatch.setattr(slurm, "job_states", lambda jobs: {})
+    cancelled = set()
+    monkeypatch.setattr(slurm, "cancel_jobs", cancelled.update)
+    monkeypatch.setattr(slurm, "_SHORTEST_LOOK", 0.01)
+    plugin = slurm.GuardedSLURMPlugin({"squeue_interval": 0, "squeue_timeout": 0.3})
+    settings = {"stop_on_first_crash": "false", "job_finished_timeout": "0"}
+    plugin._begin(DiGraph(), {"execution": settings}, False)
+    plugin._folder, plugin.cancelled = tmp_path / "jobs", cancelled
+    plugin._folder.mkdir()
+    (tmp_path / "result_one.pklz").touch()
+    for number in range(2):
+        plugin._steps.append(Step(Finished(folder=tmp_path)))
+        plugin._jobs[number] = slurm._Job(70 + number, plugin._folder / f"{number}-one")
+        write_json(plugin._folder / f"{number}-one.outcome", {"traceback": None})
+    return plugin
+
+
+def broken(*_, **__):
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+@pytest.mark.parametrize("what", ["os.scandir", "pathlib.Path.read_text"])
+def test_a_work_folder_that_cannot_be_read_is_no_news(waiting, monkeypatch, caplog, what):
+    logging.getLogger("nipype").propagate = True
+    with monkeypatch.context() as patch:
+        patch.setattr(what, broken)
+        assert [waiting._wait() for _ in range(3)] == [[], [], []]
+    assert [ending.number for ending in waiting._wait()] == [0, 1]
+    assert not waiting.cancelled
+    assert list(waiting._folder.iterdir()) == []
+    first, last = (record.getMessage() for record in caplog.records)
+    assert "Stale file handle" in first
+    assert "can be read again" in last
+
+
+def test_patience_with_a_work_folder_ends(waiting, monkeypatch):
+    monkeypatch.setattr("os.scandir", broken)
+    ended = []
+    wait_until(lambda: ended.extend(waiting._wait()) or ended, 10)
+    assert {ending.number for ending in ended} == {0, 1}
+    assert "could not be read for 0.3 s: [Errno 116] Stale" in ended[0].traceback[0]
+    assert waiting.cancelled == {70, 71}
+
+
+def test_one_outcome_that_cannot_be_read_is_one_failure(waiting):
+    (waiting._folder / "1-one.outcome").write_text("{")
+    assert [ending.number for ending in waiting._wait()] == [0]
+    ended = []
+    wait_until(lambda: ended.extend(waiting._wait()) or ended, 10)
+    assert [ending.number for ending in ended] == [1]
+    assert waiting.cancelled == {71}

@@ -11,6 +11,7 @@ from graph_runs import wait_until
 
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.execution import slurm_commands
+from lacuna_nipype.execution.runner import require_plugin
 from lacuna_nipype.execution.slurm_commands import (
     JobState,
     Patience,
@@ -51,8 +52,51 @@ def fake(tmp_path, monkeypatch):
 def test_habits_of_the_user_do_not_hide_jobs():
     habits = ("SQUEUE_PARTITION", "SQUEUE_USERS", "SCANCEL_STATE", "SCANCEL_INTERACTIVE")
     job = ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SLURMD_NODENAME", "SRUN_DEBUG", "SCONTROL_ALL")
-    kept = dict.fromkeys(("SBATCH_ACCOUNT", "SLURM_CONF", "SLURM_CLUSTERS", "HOME"), "x")
+    names = ("SBATCH_ACCOUNT", "SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "HOME")
+    kept = dict.fromkeys(names, "x")
     assert clean_environment(kept | dict.fromkeys((*habits, *job), "x")) == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"SBATCH_CLUSTERS": "b"}, "b"),
+        ({"SLURM_CLUSTERS": "a", "SBATCH_CLUSTERS": "b"}, "a"),
+        ({"SLURM_CLUSTERS": "", "SBATCH_CLUSTERS": "b"}, "b"),
+    ],
+)
+def test_all_commands_are_told_the_same_cluster(given, told):
+    assert clean_environment(given) == {"SLURM_CLUSTERS": told}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"sbatch_args": "--clusters=b"},
+        {"sbatch_args": ["-M", "b"]},
+        {"sbatch_args": "-Mb"},
+        {"sbatch_args": "--cluster b"},
+        {"template": "#SBATCH -A lab -M b\nmodule load x"},
+    ],
+)
+def test_a_cluster_that_sbatch_alone_would_know_is_refused(arguments):
+    with pytest.raises(ValidationError, match="set SLURM_CLUSTERS") as caught:
+        read_job_arguments(arguments)
+    assert next(iter(arguments)) in str(caught.value)
+
+
+def test_another_cluster_may_have_a_job_of_the_same_number(monkeypatch):
+    for value in ("a,b", "all"):
+        monkeypatch.setenv("SLURM_CLUSTERS", value)
+        with pytest.raises(ValidationError, match="name one"):
+            require_plugin("SLURM")
+
+
+def test_answers_of_another_cluster(fake):
+    fake("sbatch", "echo '12;b'")
+    assert submit_job(sys.executable, []) == 12
+    fake("squeue", "echo 'CLUSTER: b'; echo '12 PENDING Resources'")
+    assert job_states([12]) == {12: JobState("PENDING", "Resources")}
 
 
 def test_commands_do_not_see_them(fake, monkeypatch):
@@ -161,6 +205,11 @@ def test_both_streams_are_read(fake):
     )
     with pytest.raises(SlurmError, match="nope"):
         submit_job(sys.executable, [])
+
+
+def test_jobs_in_hidden_partitions_are_found(fake):
+    fake("squeue", '[[ " $* " == *" --all "* ]] && echo "7 merge-r1"')
+    assert jobs_named("r1") == {7: "merge-r1"}
 
 
 def test_a_command_that_is_not_there(monkeypatch):
