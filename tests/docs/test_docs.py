@@ -31,9 +31,9 @@ BLOCK = re.compile(
 )
 # Of docker, apptainer, SLURM, Lacuna.
 FOREIGN_OPTIONS = (
-    "--account", "--array", "--cleanenv", "--connectome-path", "--cpus-per-task", "--dependency",
-    "--job-name", "--kill-on-invalid-dep", "--output", "--parsable", "--partition", "--rm",
-    "--time",
+    "--account", "--array", "--cleanenv", "--clusters", "--connectome-path", "--cpus-per-task",
+    "--dependency", "--job-name", "--kill-on-invalid-dep", "--output", "--parsable",
+    "--partition", "--rm", "--time",
 )  # fmt: skip
 SHIM = '#!/bin/sh\nexec "{python}" {arguments} "$@"\n'
 
