@@ -1,8 +1,8 @@
 """The command in processes of its own that are forked from one that has imported what it needs.
 
 Most tests of the command wait for imports more than for anything else. Here an interpreter imports
-once, and every command is a fork of it: a process with its own arguments, environment, folder and
-streams that runs ``python -m lacuna_nipype`` from its first line to its exit code. Where the
+once, and every command is a fork of it: a process with its own arguments, environment, folder,
+limits and streams that runs ``python -m lacuna_nipype`` to its exit code. Where the
 environment differs in what an interpreter or a library reads at its start, a new one is started.
 """
 
@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import random
+import resource
 import runpy
 import select
 import signal
@@ -32,6 +33,7 @@ _READ_AT_START = (
     *("PYTHON", "LD_", "LC_", "LANG", "HOME", "MALLOC_", "NUMBA_", "NIPYPE", "BIDS"),
     *("OMP_", "OPENBLAS_", "MKL_", "XDG_"),
 )
+_LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 
 
 def _read_at_start(environment):
@@ -75,7 +77,8 @@ class PreparedCommand:
 
     def _run(self, words, env, cwd, timeout):
         read, write = os.pipe()
-        request = {"words": words, "env": env, "cwd": str(cwd)}
+        limits = {number: resource.getrlimit(number) for number in _LIMITS}
+        request = {"words": words, "env": env, "cwd": str(cwd), "limits": limits}
         with open(read, "rb", buffering=0) as output:
             try:
                 socket.send_fds(self._socket, [json.dumps(request).encode()], [write])
@@ -133,6 +136,8 @@ def _become(request, stream):
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     os.close(stream)
+    for number, limits in request["limits"].items():
+        resource.setrlimit(int(number), limits)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])

@@ -24,6 +24,8 @@ from run_results import (
     wait_until,
 )
 
+from lacuna_nipype.workflows.base import workflow_name
+
 N_FILES = 4
 PARTICIPANT = "04"
 MEBIBYTE = 2**20
@@ -228,7 +230,10 @@ def test_runs_on_one_output_folder_at_once(
     process = start_command(*words, log=log)
     others = []
     try:
-        wait_until(lambda: any(out.glob("logs/running/*.json")), process, log)
+        # It has told the others what it does, and holds no lock that they wait for.
+        begun = (tmp_path / "work" / workflow_name()).joinpath("lesions.json")
+        wait_until(begun.exists, process, log)
+        assert any(out.glob("logs/running/*.json"))
         os.kill(process.pid, signal.SIGSTOP)
         # The same work folder.
         refused = run_command(*words)
