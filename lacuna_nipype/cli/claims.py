@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from lacuna_nipype.cli.state import MASK
 from lacuna_nipype.core.exceptions import LacunaError
 from lacuna_nipype.core.files import lock_file, read_json, write_json
 from lacuna_nipype.io.derivatives import dataset_lock
@@ -53,7 +54,7 @@ def claimed(
     run_id : str
         Name of the run.
     lesions : mapping of str to mapping
-        By lesion and analysis, signatures of all that the results depend on.
+        By lesion and analysis, signatures of all that the results depend on; and of its mask.
     alone : bool
         Refuse runs that write the same results too: this one removes them first.
 
@@ -101,12 +102,12 @@ def _refuse_other_results(
         return
     for key in sorted(set(theirs) & set(lesions)):
         both = set(theirs[key]) & set(lesions[key])
-        if alone and both:
+        if alone and any(not name.startswith(MASK) for name in both):
             raise LacunaError(
                 f"Another run ({other.stem}) works on {key} in {output_dir}; wait for its end "
                 "before its results are overwritten."
             )
-        if any(theirs[key][analysis] != lesions[key][analysis] for analysis in both):
+        if any(theirs[key][name] != lesions[key][name] for name in both):
             raise LacunaError(
                 f"Another run ({other.stem}) works on {key} in {output_dir}, with other "
                 "parameters or inputs; wait for its end, or choose another output folder."

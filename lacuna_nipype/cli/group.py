@@ -16,7 +16,14 @@ from lacuna_nipype import __version__
 from lacuna_nipype.cli.claims import own_work_folder
 from lacuna_nipype.cli.collect import find_participants
 from lacuna_nipype.cli.config import RunConfig
-from lacuna_nipype.cli.ending import NOT_BUILT, OK, SOME_FAILED, end, end_with
+from lacuna_nipype.cli.ending import (
+    NOT_BUILT,
+    OK,
+    SOME_FAILED,
+    describe_os_error,
+    end,
+    end_with,
+)
 from lacuna_nipype.cli.group_options import GroupOptions
 from lacuna_nipype.cli.terminal import count, logger, say
 from lacuna_nipype.core.exceptions import (
@@ -24,7 +31,7 @@ from lacuna_nipype.core.exceptions import (
     LacunaError,
     ValidationError,
 )
-from lacuna_nipype.io.derivatives import bids_uri, sidecar_path
+from lacuna_nipype.io.derivatives import bids_uri
 from lacuna_nipype.io.group_association import (
     SPARSE,
     TESTED_MAPS,
@@ -147,6 +154,7 @@ def _build_and_run(
 ) -> int:
     import traceback
 
+    from lacuna_nipype.cli.group_state import result_signatures, settle
     from lacuna_nipype.cli.recovery import remove_steps
     from lacuna_nipype.execution.runner import configure_nipype, expanded_nodes, run_graph
     from lacuna_nipype.workflows import init_group_wf
@@ -168,6 +176,7 @@ def _build_and_run(
             table_tests=plan.table_tests,
             omp_nthreads=config.step_threads(1),
         )
+        signatures = result_signatures(workflow)
         nodes = expanded_nodes(workflow)
         outputs = _outputs(nodes)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is not the user's data
@@ -189,7 +198,12 @@ def _build_and_run(
         crash_dir=log_dir,
         plugin_args=config.plugin_args,
     )
-    return _end_run(config, outputs, outcome, reporter, log_dir)
+    problems = []
+    try:
+        settle(config.output_dir, signatures, outputs, outcome)
+    except OSError as error:
+        problems = [describe_os_error(error, config.output_dir)]
+    return _end_run(config, outputs, outcome, reporter, log_dir, problems)
 
 
 def _end_run(
@@ -198,19 +212,18 @@ def _end_run(
     outcome: RunOutcome,
     reporter: GroupReporter,
     log_dir: Path,
+    problems: Sequence[str],
 ) -> int:
     """Say what came out, record it, and make the page."""
     from lacuna_nipype.cli.group_report import incomplete
 
-    if outcome.error or outcome.failures:
-        _remove_unfinished(outputs, outcome)
     ran = sum(record.status == "done" for record in outcome.nodes.values())
     cached = sum(record.status == "cached" for record in outcome.nodes.values())
     say(f"{ran} steps ran, {cached} were up to date, {len(outcome.failures)} failed.")
     for failure in outcome.failures:
         step = failure.node.split(".", 1)[-1]
         say(f"Error: step {step} failed: {failure.reason} (details: {failure.crash_file})")
-    problems = reporter.end(list(outputs), outcome)
+    problems = [*problems, *reporter.end(list(outputs), outcome)]
     missing = [path for path in outputs if not path.is_file()]
     if outcome.error or outcome.failures or missing:
         for problem in problems:
@@ -225,15 +238,6 @@ def _end_run(
     if problems:
         return end(SOME_FAILED, incomplete(problems))
     return end(OK, f"{count(len(outputs), 'result')} of the group: {config.output_dir}")
-
-
-def _remove_unfinished(outputs: Mapping[Path, str], outcome: RunOutcome) -> None:
-    """Remove results of an earlier run that this one was to replace and did not."""
-    for path, step in outputs.items():
-        record = outcome.nodes.get(step)
-        if record is None or record.status not in ("done", "cached"):
-            path.unlink(missing_ok=True)
-            sidecar_path(path).unlink(missing_ok=True)
 
 
 def _outputs(nodes: Sequence[Any]) -> dict[Path, str]:

@@ -85,7 +85,7 @@ def run_participant_level(config: RunConfig, argv: Sequence[str]) -> int:
         if not config.dry_run:
             if recovery.inputs.inspection.lesions:
                 held.enter_context(
-                    claimed(config.output_dir, run_id, recovery.signatures, alone=config.overwrite)
+                    claimed(config.output_dir, run_id, recovery.claims, alone=config.overwrite)
                 )
             _prepare_output(config, inputs, log_dir, links)
         reporter = Reporter(config, inputs, run_id, started)

@@ -15,7 +15,7 @@ from lacuna_nipype.cli.config import RunConfig
 from lacuna_nipype.cli.inputs import RunInputs
 from lacuna_nipype.cli.parser import build_parser, parse_config
 from lacuna_nipype.cli.plan import planned_outputs
-from lacuna_nipype.cli.state import MASK, changed_files, mask_signature, read_state
+from lacuna_nipype.cli.state import changed_files, mask_entry, mask_signature, read_state
 from lacuna_nipype.core.exceptions import ValidationError
 from lacuna_nipype.core.files import read_json
 from lacuna_nipype.io.lesions import Inspection, Lesion
@@ -246,16 +246,16 @@ def find_missing(output_dir: Path, inputs: RunInputs) -> list[Gap]:
     gaps = []
     for lesion in inputs.inspection.lesions:
         expected = planned_outputs(replace(inputs, inspection=Inspection((lesion,), {}, {})))
-        stored = read_state(output_dir, lesion.record.key)
+        stored, entry = read_state(output_dir, lesion.record.key), mask_entry(lesion)
         known = {
             path: file
-            for name in (MASK, *inputs.analyses)
+            for name in (entry, *inputs.analyses)
             if name in stored
             for path, file in stored[name].files.items()
         }
         missing = tuple(changed_files(output_dir, expected, known))
         # Without a record, as of a run that was killed, nothing speaks against the mask.
-        changed = MASK in stored and stored[MASK].signature != mask_signature(lesion)
+        changed = entry in stored and stored[entry].signature != mask_signature(lesion)
         if missing or changed:
             gaps.append(Gap(lesion, missing, len(expected)))
     return gaps

@@ -26,8 +26,10 @@ from lacuna_nipype.cli.state import (
     Stored,
     changed_files,
     describe_files,
+    mask_entry,
     mask_signature,
     note_state,
+    other_masks,
     read_state,
     results_of,
 )
@@ -83,8 +85,8 @@ class Recovery:
         Keys of the lesions whose results are there.
     signatures : dict of str to dict
         By lesion and analysis, of what the run does.
-    masks : dict of str to str
-        By lesion, signatures of the masks.
+    masks : dict of str to dict
+        By lesion, the entry of its mask and its signature.
     planned : dict of str to dict
         By lesion and analysis, files relative to the output folder; the lesion's mask, which all
         analyses share, is an entry among them.
@@ -93,8 +95,13 @@ class Recovery:
     inputs: RunInputs
     up_to_date: tuple[str, ...]
     signatures: dict[str, Signatures]
-    masks: dict[str, str]
+    masks: dict[str, Signatures]
     planned: dict[str, dict[str, list[str]]]
+
+    @property
+    def claims(self) -> dict[str, Signatures]:
+        """What the run writes, for other runs: its analyses of each lesion, and the masks."""
+        return {key: {**signed, **self.masks[key]} for key, signed in self.signatures.items()}
 
 
 def lesion_signatures(
@@ -104,7 +111,6 @@ def lesion_signatures(
     *,
     atlases: Sequence[Any],
     planned: Mapping[str, list[str]],
-    mask: str,
 ) -> Signatures:
     """Sign what the results of a lesion depend on.
 
@@ -117,8 +123,6 @@ def lesion_signatures(
         What tells the content of the atlases, in JSON's types.
     planned : mapping of str to list of str
         Files of the lesion by analysis.
-    mask : str
-        From :func:`lacuna_nipype.cli.state.mask_signature`.
 
     Returns
     -------
@@ -129,6 +133,7 @@ def lesion_signatures(
         say, and of the choice of files too.
     """
     signatures = {}
+    mask = [mask_signature(lesion), lesion.space]
     for analysis in inputs.analyses:
         parameters = _parameters(config, analysis)
         metadata = inputs.metadata.get(analysis, {})
@@ -203,11 +208,9 @@ def plan_recovery(config: RunConfig, inputs: RunInputs) -> Recovery:
         for atlas in inputs.atlases
     ]
     planned = {lesion.record.key: _planned(inputs, lesion) for lesion in lesions}
-    masks = {lesion.record.key: mask_signature(lesion) for lesion in lesions}
+    masks = {lesion.record.key: {mask_entry(lesion): mask_signature(lesion)} for lesion in lesions}
     signatures = {
-        key: lesion_signatures(
-            config, inputs, lesion, atlases=atlases, planned=planned[key], mask=masks[key]
-        )
+        key: lesion_signatures(config, inputs, lesion, atlases=atlases, planned=planned[key])
         for key, lesion in zip(planned, lesions, strict=True)
     }
     if config.overwrite:
@@ -281,19 +284,29 @@ def begin(config: RunConfig, recovery: Recovery) -> int:
         signed = recovery.signatures[key]
         planned, others = _stale(config, lesion, signed, recovery.planned[key])
         begun = {analysis: Stored(BEGUN, text) for analysis, text in signed.items()}
-        mask = read_state(config.output_dir, key).get(MASK)
-        if mask is not None and mask.signature != recovery.masks[key]:
+        known = read_state(config.output_dir, key)
+        for entry, signature in recovery.masks[key].items():
+            redrawn = other_masks(known, entry, signature)
             # What was made of another mask is no result of this lesion any more.
-            others |= _of_another_mask(config.output_dir, lesion, signed)
-            begun[MASK] = Stored(BEGUN, recovery.masks[key])
+            others |= _of_other_masks(config.output_dir, lesion, known, redrawn)
+            unknown = {} if entry in known else {entry: signature}
+            begun |= {name: Stored(BEGUN, now) for name, now in {**redrawn, **unknown}.items()}
+        others -= {path for own in recovery.planned[key].values() for path in own}
         for path in (*planned, *others):
             (config.output_dir / path).unlink(missing_ok=True)
         removed += len(others)
         note_state(config.output_dir, key, begun)
     last = _last_graph(config.work_dir)
     last.parent.mkdir(parents=True, exist_ok=True)
-    write_json(last, {"Lesions": recovery.signatures})
+    write_json(last, {"Lesions": _merged(config, recovery.signatures)})
     return removed
+
+
+def _merged(config: RunConfig, signatures: Mapping[str, Signatures]) -> dict[str, Signatures]:
+    """Add the analyses of the last graph, whose steps a graph of the same lesions leaves there."""
+    last = {} if config.overwrite else _read_last_graph(config.work_dir)
+    same = set(last) == set(signatures)
+    return {key: {**(last[key] if same else {}), **own} for key, own in signatures.items()}
 
 
 def remove_steps(folder: Path) -> None:
@@ -336,10 +349,20 @@ def _stale(
     return planned, others - planned
 
 
-def _of_another_mask(output_dir: Path, lesion: Lesion, signed: Signatures) -> set[str]:
-    """Results of the analyses that a run does not do, of a lesion whose mask was another."""
-    others = set(read_state(output_dir, lesion.record.key)) - {MASK, *signed}
-    return {path for name in others for path in results_of(output_dir, lesion, name)}
+def _of_other_masks(
+    output_dir: Path, lesion: Lesion, known: Mapping[str, Stored], redrawn: Mapping[str, str]
+) -> set[str]:
+    """Results of a lesion whose mask was another, but for spaces where it is what it was."""
+    if not redrawn:
+        return set()
+    masks = {name for name in known if name.startswith(MASK)}
+    right = {name.split()[2] for name in masks.difference(redrawn)}
+    return {
+        path
+        for name in (MASK, *(set(known) - masks))
+        for path in results_of(output_dir, lesion, name)
+        if parse_entities(Path(path).name).get("space") not in right
+    }
 
 
 def end(config: RunConfig, recovery: Recovery, outcome: RunOutcome) -> None:
@@ -361,8 +384,8 @@ def end(config: RunConfig, recovery: Recovery, outcome: RunOutcome) -> None:
     done = set(recovery.up_to_date).union(failed)
     for lesion in lesions:
         key, output_dir = lesion.record.key, config.output_dir
-        signed = {MASK: recovery.masks[key], **recovery.signatures[key]}
-        planned = {name: recovery.planned[key][name] for name in signed}
+        signed = {**recovery.masks[key], **recovery.signatures[key]}
+        planned = {name: _files(recovery.planned[key], name) for name in signed}
         paths = [path for own in planned.values() for path in own]
         if key not in done and not any(changed_files(output_dir, paths, {})):
             complete = {
@@ -386,18 +409,23 @@ def _incomplete(
     key: str,
     signatures: Signatures,
     planned: Mapping[str, list[str]],
-    mask: str,
+    mask: Signatures,
 ) -> set[str]:
     """Name the analyses of a lesion that are not complete; all, where its mask is not."""
     known = read_state(output_dir, key)
     missing = {
         name
-        for name, signature in {MASK: mask, **signatures}.items()
+        for name, signature in {**mask, **signatures}.items()
         if (stored := known.get(name)) is None
         or not stored.is_complete(signature)
-        or any(changed_files(output_dir, planned[name], stored.files))
+        or any(changed_files(output_dir, _files(planned, name), stored.files))
     }
-    return set(signatures) if MASK in missing else missing
+    return set(signatures) if missing & set(mask) else missing
+
+
+def _files(planned: Mapping[str, list[str]], name: str) -> list[str]:
+    """Files of an analysis, or of the mask."""
+    return planned[MASK if name.startswith(MASK) else name]
 
 
 def _last_graph(work_dir: Path) -> Path:

@@ -190,7 +190,7 @@ class Reporter:
             )
             if self.config.reports:
                 problems = make_reports(self.config, participants)
-            write_citations(output_dir, self.run_id, participants)
+            write_citations(output_dir, self.run_id, participants, self.inputs.analyses)
         except (LacunaError, OSError, KeyError) as error:
             problems = (*problems, f"{type(error).__name__}: {error}")
         return problems
@@ -242,7 +242,9 @@ def _log(report: WrittenReport) -> None:
     logger.info("Report of sub-%s: %s", report.participant, state)
 
 
-def write_citations(output_dir: Path, run_id: str, participants: Sequence[str]) -> None:
+def write_citations(
+    output_dir: Path, run_id: str, participants: Sequence[str], analyses: Sequence[str]
+) -> None:
     """Write the text of a run's methods and its references beside the logs.
 
     Parameters
@@ -253,6 +255,8 @@ def write_citations(output_dir: Path, run_id: str, participants: Sequence[str]) 
         The run; ``logs/RUN/CITATION.*`` are its own, ``logs/CITATION.*`` those of the last run.
     participants : sequence of str
         Labels without ``sub-``. Where the run did nothing new for any, nothing is written.
+    analyses : sequence of str
+        What was asked for, done by this run or complete before.
 
     Raises
     ------
@@ -262,16 +266,21 @@ def write_citations(output_dir: Path, run_id: str, participants: Sequence[str]) 
     from lacuna_nipype.reports.boilerplate import describe_methods
     from lacuna_nipype.reports.results import read_runs
 
-    entries = [
-        run
-        for participant in participants
-        for run in read_runs(output_dir, participant)
-        if run["RunID"] == run_id
-    ]
-    if not entries:
+    runs = [read_runs(output_dir, participant) for participant in participants]
+    if not any(run["RunID"] == run_id for own in runs for run in own):
         return
-    whole = {**entries[0], "Inputs": [item for run in entries for item in run["Inputs"]]}
-    text = describe_methods(dict.fromkeys(whole["Analyses"], whole))
+    latest: dict[str, list[dict[str, Any]]] = {}
+    for own in runs:
+        # A run does not do what was complete, and yet its results are made in that way.
+        last = {name: run for run in own for name in run["Analyses"]}
+        for name in analyses:
+            latest.setdefault(name, []).extend([last[name]] if name in last else [])
+    whole = {
+        name: {**entries[-1], "Inputs": [item for run in entries for item in run["Inputs"]]}
+        for name, entries in latest.items()
+        if entries
+    }
+    text = describe_methods(whole)
     write_citation_files(output_dir, (output_dir / "logs" / run_id, output_dir / "logs"), text)
 
 

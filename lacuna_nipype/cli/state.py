@@ -20,9 +20,9 @@ from lacuna_nipype.io.lesions import Lesion
 from lacuna_nipype.io.naming import ENTITY_NAMES, parse_entities
 
 BEGUN, COMPLETE = "begun", "complete"
-# The lesion's mask, which all analyses share, has an entry of its own among theirs.
+# The lesion's mask, which all analyses share, has entries of its own among theirs.
 MASK = "lesion"
-_SUFFIXES = ("statmap", "parcelstats", "stats", "relmat", "tractography")
+_SUFFIXES = ("mask", "statmap", "parcelstats", "stats", "relmat", "tractography")
 # What tells lesions apart, whatever is made of them.
 _IDENTITY = ("subject", "session", "acquisition", "run", "label")
 
@@ -71,20 +71,21 @@ def read_state(output_dir: Path, key: str) -> dict[str, Stored]:
         return {}
     if not isinstance(content, dict):
         return {}
-    return {analysis: Stored(*entry) for analysis, entry in content.items() if _is_entry(entry)}
+    return {name: Stored(*entry) for name, entry in content.items() if _is_entry(name, entry)}
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_entry(name: str, entry: Any) -> bool:
     return (
-        isinstance(entry, list)
+        (not name.startswith(MASK) or len(name.split()) == 3)
+        and isinstance(entry, list)
         and len(entry) == 3
         and all(isinstance(text, str) for text in entry[:2])
         and isinstance(entry[2], dict)
     )
 
 
-def mask_signature(lesion: Lesion) -> str:
-    """Sign what a lesion itself is: its mask, and where that lies.
+def mask_entry(lesion: Lesion) -> str:
+    """Name the entry of a lesion's mask: the space it was drawn in, and that it is brought to.
 
     Parameters
     ----------
@@ -93,9 +94,55 @@ def mask_signature(lesion: Lesion) -> str:
     Returns
     -------
     str
+        Three words. Masks of one lesion drawn in two spaces are two drawings, and a mask in the
+        participant's own space may be brought to several.
     """
-    contents = [fingerprint(path) for path in (lesion.record.path, *lesion.normalisation)]
-    return hashlib.sha256("\n".join((lesion.space, *contents)).encode()).hexdigest()
+    return f"{MASK} {lesion.record.space} {lesion.space}"
+
+
+def mask_signature(lesion: Lesion) -> str:
+    """Sign what a lesion itself is: how it was drawn, and how it was brought to its space.
+
+    Parameters
+    ----------
+    lesion : Lesion
+
+    Returns
+    -------
+    str
+        Two fingerprints with a dot between: of the mask, and of the transforms.
+    """
+    transforms = "\n".join(fingerprint(path) for path in lesion.normalisation)
+    brought = hashlib.sha256(transforms.encode()).hexdigest()
+    return f"{fingerprint(lesion.record.path)}.{brought}"
+
+
+def other_masks(known: Mapping[str, Stored], entry: str, signature: str) -> dict[str, str]:
+    """Find what is known of a mask that was another one.
+
+    Parameters
+    ----------
+    known : mapping of str to Stored
+        From :func:`read_state`.
+    entry, signature : str
+        From :func:`mask_entry` and :func:`mask_signature`, of the mask as it is.
+
+    Returns
+    -------
+    dict of str to str
+        Entries of other content with what is to be said of them now. Where the mask was drawn
+        again, these are the entries of all spaces that it was brought to.
+    """
+    drawn, _, brought = signature.partition(".")
+    space = entry.split()[1]
+    found = {}
+    for name, stored in known.items():
+        if not name.startswith(MASK) or name.split()[1] != space:
+            continue
+        before, _, brought_before = stored.signature.partition(".")
+        if before != drawn or (name == entry and brought_before != brought):
+            found[name] = signature if name == entry else f"{drawn}.{brought_before}"
+    return found
 
 
 def note_state(output_dir: Path, key: str, analyses: Mapping[str, Stored]) -> None:

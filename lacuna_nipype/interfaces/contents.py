@@ -13,9 +13,10 @@ def fingerprint_trait(of: str) -> traits.Str:
 
 
 def fingerprints_trait(of: str) -> traits.List:
-    """Make an input for the contents that files must have, in the order of these."""
+    """Make an input for the contents that the first of several files must have, in order."""
     return traits.List(
-        traits.Str(), desc=f"contents that the {of} must have before and after they are read"
+        traits.Str(),
+        desc=f"contents that the first of the {of} must have before and after they are read",
     )
 
 
@@ -45,7 +46,8 @@ def unchanged_inputs(inputs, **fields):
     inputs : input spec
     **fields : str
         Name of the input with the fingerprint, by the name of the input with the file; both may
-        be lists. Where either is not given, nothing is looked at.
+        be lists, the files that have no fingerprint last. Where either is not given, nothing is
+        looked at.
 
     Returns
     -------
@@ -58,7 +60,7 @@ def unchanged_inputs(inputs, **fields):
     for name, expected in fields.items():
         file, content = getattr(inputs, name), getattr(inputs, expected)
         if isdefined(file) and isdefined(content):
-            contents.update(zip(map(Path, _listed(file)), _listed(content), strict=True))
+            contents.update(zip(map(Path, _listed(file)), _listed(content), strict=False))
     return unchanged(contents)
 
 

@@ -121,6 +121,8 @@ def init_mask_wf(
         )
     for target, transforms in warps.items():
         warp = _warp(workflow, validate, target, transforms, f"to_{target}")
+        # The participant's own come first; those of the standard spaces do not change.
+        expect(warp, fingerprints=list(normalisation_fingerprints))
         fields = [("out_file", f"mask_{target}"), ("out_meta", f"meta_{target}")]
         workflow.connect([(warp, outputnode, fields)])
     return workflow

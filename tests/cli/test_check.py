@@ -386,7 +386,8 @@ def test_a_mask_that_changed_since(bids, finish, check):
     out, _ = finish("20260101T000000-a")
     key = next(bids.rglob("sub-03*.nii.gz")).name.partition("_space")[0] + "_label-stroke"
     for signature in ("of another mask", None):
-        state = {"lesion": ["complete", signature or "", {}], "rd": ["complete", "", {}]}
+        mask = ["complete", signature, {}]
+        state = {f"lesion {SPACE} {SPACE}": mask, "rd": ["complete", "", {}]}
         note = out / "logs" / "state" / f"{key}.json"
         note.parent.mkdir(exist_ok=True)
         # A damaged note is as good as none.

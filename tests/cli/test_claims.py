@@ -69,6 +69,18 @@ with claimed(Path({str(tmp_path)!r}), "killed", {MINE}):
         assert claims(tmp_path) == ["next.json"]
 
 
+def test_two_masks_of_one_lesion_are_refused_whatever_the_analyses(tmp_path):
+    mask = "lesion T1w MNI152NLin6Asym"
+    with claimed(tmp_path, "run-1", {"sub-01": {"fnm": "a", mask: "old"}}):
+        with claimed(tmp_path, "run-2", {"sub-01": {"rd": "a", mask: "old"}}, alone=True):
+            pass
+        with (
+            pytest.raises(LacunaError, match=r"run-1.*sub-01"),
+            claimed(tmp_path, "run-3", {"sub-01": {"rd": "a", mask: "new"}}),
+        ):
+            pass
+
+
 def test_a_run_that_ends_meanwhile_is_no_obstacle(tmp_path):
     with claimed(tmp_path, "run-1", MINE):
         # Still listed, and gone when it is looked at.

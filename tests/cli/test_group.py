@@ -265,3 +265,7 @@ def test_a_step_that_fails_leaves_no_earlier_result_in_its_place(study, capsys, 
     images = {path for path in gone if path.suffix == ".gz"}
     assert {study / "out" / name for name in missing} == images
     assert {sidecar_path(path) for path in images} == gone - images
+    # What fails and would have come out the same stays.
+    left = before - gone
+    assert main([*words, "-w", str(study / "elsewhere")]) == 1
+    assert {path for path in folder.rglob("*") if path.is_file()} == left

@@ -205,6 +205,36 @@ def test_a_result_of_another_mask_is_none(cohort, run_command, tmp_path):
     assert {name: anew[name] for name in tables} == {name: after[name] for name in tables}
 
 
+def test_masks_of_a_run_that_did_not_end_are_known(cohort):
+    """What was stored before the end counts as made of the mask of that time."""
+    alone = ("--participant-label", "03")
+    cohort(*alone)
+    states = sorted((cohort.out / "logs" / "state").glob("sub-03*.json"))
+    for state in states:
+        content = json.loads(state.read_text())
+        # As a killed run leaves it.
+        state.write_text(json.dumps({k: ["begun", v[1], {}] for k, v in content.items()}))
+    for mask in cohort.dataset.rglob("sub-03*_mask.nii.gz"):
+        image = nib.load(mask)
+        moved = np.roll(np.asarray(image.dataobj), 2, axis=2)
+        nib.save(nib.Nifti1Image(moved, image.affine, image.header), mask)
+    cohort(*alone, "--analysis", "rd")
+    assert not [name for name in results(cohort.out) if "_desc-fnm_" in name]
+
+
+def test_analyses_that_were_left_out_keep_their_place_in_the_work_folder(done):
+    table = next(done.out.rglob("sub-01*_desc-rd_parcelstats.tsv"))
+    table.unlink()
+    assert 0 < steps_that_ran(done()) < 5
+    kept = next(done.out.rglob("sub-01*_desc-fnm_statmap.nii.gz"))
+    kept.unlink()
+    assert 0 < steps_that_ran(done()) < 5
+    # Of both analyses, although the last run did one.
+    methods = (done.out / "logs" / "CITATION.md").read_text()
+    assert "damage" in methods
+    assert "connectome" in methods
+
+
 def test_a_refused_run_changes_nothing(done):
     (labels,) = done.dataset.glob("tpl-*/*_dseg.tsv")
     labels.write_text(labels.read_text().replace("\n", " of another\n"))
