@@ -62,12 +62,14 @@ def settle(
     outcome : RunOutcome
     """
     note = output_dir / "logs" / "state" / "group.json"
+    # Not every plugin of nipype tells of each step.
+    all_well = not (outcome.error or outcome.failures)
     with dataset_lock(output_dir):
         known = _read(note)
         for path, step in steps.items():
             name = path.relative_to(output_dir).as_posix()
             record = outcome.nodes.get(step)
-            if record is not None and record.status in _FINISHED:
+            if all_well or (record is not None and record.status in _FINISHED):
                 known[name] = signatures[path]
             elif known.get(name) != signatures[path]:
                 known.pop(name, None)
