@@ -15,7 +15,7 @@ from lacuna_nipype.atlases.checking import grid_resolution
 from lacuna_nipype.atlases.copies import copy_atlas_image
 from lacuna_nipype.atlases.parcels import open_atlas
 from lacuna_nipype.atlases.region_tables import read_table, with_sides, write_regions
-from lacuna_nipype.core.files import atomic_path, read_json, write_json
+from lacuna_nipype.core.files import atomic_path, read_json_object, write_json
 from lacuna_nipype.io.derivatives import bids_uri, sidecar_path
 from lacuna_nipype.io.naming import build_path
 from lacuna_nipype.io.quantities import resolution_text
@@ -111,7 +111,7 @@ def write_atlases(
     for atlas in atlases:
         content = _sidecar(atlas, links)
         image = output_dir / atlas_path(atlas)
-        old = _read(sidecar_path(image))
+        old = read_json_object(sidecar_path(image))
         if not _is_current(image, old, content):
             sources = ("SourceSHA256", "LabelsSHA256")
             if any(key in old and old[key] != content[key] for key in sources):
@@ -181,13 +181,13 @@ def _regions(atlas: Atlas) -> pd.DataFrame:
 def _describe(output_dir: Path, atlas: Atlas, image: Path, content: Mapping[str, Any]) -> None:
     """Write what holds for all images of an atlas; several may share its name."""
     path = output_dir / _description_path(atlas)
-    old = _read(path)
+    old = read_json_object(path)
     own = {
         key: content[key]
         for key in ("Name", "License", "Citation", "Source", "SourceSHA256")
         if key in content
     }
-    own["SHA256"] = _read(sidecar_path(image)).get("SHA256")
+    own["SHA256"] = read_json_object(sidecar_path(image)).get("SHA256")
     files = old.get("Files")
     files = {
         name: facts
@@ -204,12 +204,3 @@ def _describe(output_dir: Path, atlas: Atlas, image: Path, content: Mapping[str,
     }
     if new != old:
         write_json(path, new)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where there is none, or it is damaged and will be replaced."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

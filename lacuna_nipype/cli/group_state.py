@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lacuna_nipype.core.files import read_json, write_json
+from lacuna_nipype.core.files import read_json_object, write_json
 from lacuna_nipype.io.derivatives import dataset_lock, sidecar_path
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def settle(
     # Not every plugin of nipype tells of each step.
     all_well = not (outcome.error or outcome.failures)
     with dataset_lock(output_dir):
-        known = _read(note)
+        known = read_json_object(note)
         for path, step in steps.items():
             name = path.relative_to(output_dir).as_posix()
             record = outcome.nodes.get(step)
@@ -77,12 +77,3 @@ def settle(
                 sidecar_path(path).unlink(missing_ok=True)
         note.parent.mkdir(parents=True, exist_ok=True)
         write_json(note, known)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read the notes; a damaged file says nothing."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

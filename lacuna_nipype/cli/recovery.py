@@ -33,7 +33,7 @@ from lacuna_nipype.cli.state import (
     read_state,
     results_of,
 )
-from lacuna_nipype.core.files import fingerprint, read_json, write_json
+from lacuna_nipype.core.files import fingerprint, read_json_object, write_json
 from lacuna_nipype.execution.runner import RunOutcome
 from lacuna_nipype.execution.slurm_commands import JOBS_FOLDER
 from lacuna_nipype.io.lesions import Inspection, Lesion
@@ -434,13 +434,5 @@ def _last_graph(work_dir: Path) -> Path:
 
 
 def _read_last_graph(work_dir: Path) -> dict[str, Signatures]:
-    content = _read(_last_graph(work_dir))
-    found = content.get("Lesions") if isinstance(content, dict) else None
+    found = read_json_object(_last_graph(work_dir)).get("Lesions")
     return found if isinstance(found, dict) else {}
-
-
-def _read(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        return None

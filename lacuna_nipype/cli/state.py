@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lacuna_nipype.core.files import fingerprint, read_json, write_json
+from lacuna_nipype.core.files import fingerprint, read_json_object, write_json
 from lacuna_nipype.io.derivatives import dataset_lock, earlier_outputs
 from lacuna_nipype.io.lesions import Lesion
 from lacuna_nipype.io.naming import ENTITY_NAMES, parse_entities
@@ -65,12 +65,7 @@ def read_state(output_dir: Path, key: str) -> dict[str, Stored]:
     dict of str to Stored
         By analysis. A damaged file says nothing, so the lesion is done again.
     """
-    try:
-        content = read_json(_state_file(output_dir, key))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
+    content = read_json_object(_state_file(output_dir, key))
     return {name: Stored(*entry) for name, entry in content.items() if _is_entry(name, entry)}
 
 

@@ -84,6 +84,25 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return parse_json(stream.read().decode("utf-8"))
 
 
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object of our own that can be made again.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    dict
+        Empty where there is none, where it cannot be read, and where it holds something else.
+    """
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def parse_json(text: str | bytes | bytearray) -> Any:
     """Parse JSON; :class:`ValueError` for what is none, or is nested too deeply."""
     try:

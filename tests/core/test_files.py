@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lacuna_nipype.core.files import atomic_path, lock_file, write_json, write_table
+from lacuna_nipype.core.files import (
+    atomic_path,
+    lock_file,
+    read_json_object,
+    write_json,
+    write_table,
+)
 
 
 @pytest.fixture
@@ -134,3 +140,11 @@ def test_a_file_that_cannot_be_locked_for_other_reasons_is_an_error(tmp_path, mo
     monkeypatch.setattr(fcntl, "flock", broken)
     with (tmp_path / "a.lock").open("w") as stream, pytest.raises(OSError, match="Input"):
         lock_file(stream)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]", "\xff", '{"A": 1}'])
+def test_json_objects_that_can_be_made_again(tmp_path, text):
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_text(text, encoding="latin-1")
+    assert read_json_object(path) == ({"A": 1} if text == '{"A": 1}' else {})

@@ -231,8 +231,8 @@ def test_analyses_that_were_left_out_keep_their_place_in_the_work_folder(done):
     assert 0 < steps_that_ran(done()) < 5
     # Of both analyses, although the last run did one.
     methods = (done.out / "logs" / "CITATION.md").read_text()
-    assert "damage" in methods
-    assert "connectome" in methods
+    assert "**Regional damage.**" in methods
+    assert "**Functional network mapping.**" in methods
 
 
 def test_a_refused_run_changes_nothing(done):
